@@ -1,0 +1,299 @@
+"""The experiment's config: an editable ConfigDict that `resolve` turns into frozen dataclasses.
+
+Everything that can be wrong with a config is refused here, before any device is touched. This file
+is itself the default config of `train`: the arithmetic task of `configs/arithmetic.py`.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, get_args
+
+import ml_collections
+from ml_collections import config_dict
+
+from asympo_jax import objectives
+from asympo_jax.learning import OptimizerConfig, StepConfig, WarmupConfig
+from asympo_jax.models import ModelConfig
+from asympo_jax.runtime.tickets import Order, Pacing
+from asympo_jax.settings import (
+    CheckpointConfig,
+    EvalConfig,
+    ExperimentConfig,
+    LearnerConfig,
+    LogConfig,
+    SamplerConfig,
+)
+
+_MODEL = {
+    "num_layers": 2,
+    "width": 64,
+    "num_heads": 4,
+    "num_kv_heads": 4,
+    "head_width": 16,
+    "mlp_width": 192,
+    "rope_theta": 10_000.0,
+    "norm_epsilon": 1e-6,
+    "qk_norm": False,
+    "qkv_bias": False,
+    "tied_head": True,
+    "dtype": "float32",
+}
+_OPTIMIZER = {
+    "learning_rate": 3e-4,
+    "warmup_updates": 0,
+    "decay_updates": 0,
+    "b1": 0.9,
+    "b2": 0.99,
+    "epsilon": 1e-8,
+    "weight_decay": 0.0,
+    "clip_norm": 1.0,
+}
+_SAMPLER = {
+    "count": 1,
+    "platform": "cpu",
+    "visible_devices": "",
+    "cores": 0,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "max_prompt_tokens": 8,
+    "max_response_tokens": 24,
+    "segment": 64,
+    "record_behaviour_logp": False,
+}
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every field with its default: the arithmetic task. Unset fields are placeholders."""
+    unset = config_dict.placeholder
+    config = ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            "num_updates": 150,
+            "prompts_per_update": 32,
+            "group_size": 8,
+            "lag": 16,
+            "order": "ticket",
+            "objective": {
+                "name": "asympo",
+                "floor": unset(float),
+                "alpha": unset(float),
+                "clip_low": unset(float),
+                "clip_high": unset(float),
+                "dual_clip": unset(float),
+            },
+            "advantage": {"center": unset(str), "scale": unset(str)},
+            "task": {
+                "name": "arithmetic",
+                "num_terms": unset(int),
+                "wrong_share": unset(float),
+                "data_dir": unset(str),
+                "max_prompt_tokens": unset(int),
+            },
+            "model": dict(_MODEL),
+            "optimizer": dict(_OPTIMIZER),
+            "learner": {"platform": "", "micro_batch": 8, "logp_chunk": 1024},
+            "sampler": {**_SAMPLER, "prompts_per_lease": unset(int)},
+            "queue": {"capacity": unset(int)},
+            "warmup": {
+                "num_steps": 400,
+                "batch_size": 128,
+                "learning_rate": 3e-3,
+                "dir": unset(str),
+            },
+            "eval": {"every_updates": 10, "num_prompts": 512, "samples_per_prompt": 1},
+            "checkpoint": {"every_updates": 50, "keep": 2},
+            "log": {"rollouts_every_updates": 25, "rollouts_groups": 2, "tensorboard": True},
+            "runtime": {"name": "local", "stall_s": 600.0, "snapshot_dir": unset(str)},
+        }
+    )
+    config.lock()
+    return config
+
+
+def get_config(json_path: str | None = None) -> ml_collections.ConfigDict:
+    """The default config, or the one that a run left in `json_path` (its `config.json`)."""
+    return default_config() if json_path is None else from_plain(read_json(json_path))
+
+
+def read_json(path: str | pathlib.Path) -> dict[str, Any]:
+    """The plain config in a file.
+
+    Raises:
+        ValueError: the file cannot be read or holds no JSON object.
+    """
+    try:
+        data = json.loads(pathlib.Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"config {path}: cannot be read ({error})") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"config {path}: must hold a JSON object, got {type(data).__name__}")
+    return data
+
+
+def from_plain(data: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The default config with the values of plain data; options of one's own may be added.
+
+    Raises:
+        ValueError: an unknown section or field, or a value of a wrong type.
+    """
+    config = default_config()
+    for name, value in data.items():
+        if name not in config:
+            raise ValueError(f"config field {name!r} does not exist, allowed are {sorted(config)}")
+        section = config[name]
+        values = value if isinstance(section, ml_collections.ConfigDict) else {name: value}
+        target = section if isinstance(section, ml_collections.ConfigDict) else config
+        if not isinstance(values, Mapping):
+            raise ValueError(f"config section {name!r} must be an object, got {value!r}")
+        for field, field_value in values.items():
+            if field_value is None:
+                continue
+            if field not in target and name not in ("objective", "task"):
+                raise ValueError(f"config field '{name}.{field}' does not exist")
+            with target.unlocked():
+                try:
+                    target[field] = field_value
+                except TypeError as error:
+                    raise ValueError(f"config field '{name}.{field}': {error}") from error
+    return config
+
+
+def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
+    """The experiment that a config describes.
+
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
+    """
+    objective_options = _set_fields(config.objective)
+    objective = objectives.make(objective_options.pop("name"), **objective_options)
+    task_options = _set_fields(config.task)
+    task_name = task_options.pop("name")
+    pacing = _pacing(config)
+    sampler = SamplerConfig(
+        **{**config.sampler.to_dict(), "prompts_per_lease": pacing.prompts_per_lease}
+    )
+    ModelConfig(vocab_size=1, **config.model.to_dict())  # refuses a wrong shape now
+    source = config.to_dict()
+    warmup = config.warmup.to_dict()
+    warmup_dir = warmup.pop("dir")
+    if not config.runtime.stall_s > 0:
+        raise ValueError(f"runtime.stall_s={config.runtime.stall_s}: must be positive")
+    return ExperimentConfig(
+        seed=config.seed,
+        group_size=config.group_size,
+        pacing=pacing,
+        queue_capacity=_queue_capacity(config),
+        objective=objective,
+        step=_step(config, objective),
+        task_name=task_name,
+        task_options=task_options,
+        model=config.model.to_dict(),
+        optimizer=OptimizerConfig(**config.optimizer.to_dict()),
+        learner=LearnerConfig(**config.learner.to_dict()),
+        sampler=sampler,
+        warmup=WarmupConfig(**warmup),
+        warmup_dir=warmup_dir,
+        eval=EvalConfig(**config.eval.to_dict()),
+        checkpoint=CheckpointConfig(**config.checkpoint.to_dict()),
+        log=LogConfig(**config.log.to_dict()),
+        runtime_name=config.runtime.name,
+        stall_s=config.runtime.stall_s,
+        snapshot_dir=config.runtime.snapshot_dir,
+        source=source,
+    )
+
+
+def _set_fields(section: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The fields of a section that are set."""
+    return {name: value for name, value in section.to_dict().items() if value is not None}
+
+
+def _pacing(config: ml_collections.ConfigDict) -> Pacing:
+    """Order, lag and sizes, checked against each other."""
+    for field in ("num_updates", "prompts_per_update", "group_size"):
+        value: Any = config[field]
+        if value < 1:
+            raise ValueError(f"{field}={value}: must be at least 1")
+    if config.seed < 0:
+        raise ValueError(f"seed={config.seed}: must not be negative")
+    if config.lag < 0:
+        raise ValueError(f"lag={config.lag}: must not be negative; 0 is the synchronous loop")
+    if config.order not in get_args(Order):
+        raise ValueError(f"order={config.order!r}: must be one of {list(get_args(Order))}")
+    if config.runtime.name not in ("local", "sync"):
+        raise ValueError(f"runtime.name={config.runtime.name!r}: must be 'local' or 'sync'")
+    if config.runtime.name == "sync" and config.order != "ticket":
+        raise ValueError(
+            f"order={config.order!r} with runtime.name='sync': one process always samples with the "
+            "newest version, so no lag would be reached; use order='ticket'"
+        )
+    given = config.sampler.prompts_per_lease
+    prompts_per_lease = config.prompts_per_update if given is None else int(given)
+    if prompts_per_lease < 1 or config.prompts_per_update % prompts_per_lease:
+        raise ValueError(
+            f"sampler.prompts_per_lease={prompts_per_lease}: must divide "
+            f"prompts_per_update={config.prompts_per_update}"
+        )
+    return Pacing(
+        order=config.order,
+        lag=config.lag,
+        num_updates=config.num_updates,
+        prompts_per_update=config.prompts_per_update,
+        prompts_per_lease=prompts_per_lease,
+    )
+
+
+def _queue_capacity(config: ml_collections.ConfigDict) -> int:
+    """The queue's bound: given, or room for everything that samplers may be ahead."""
+    updates_waiting = max(1, config.lag - 1)
+    needed = updates_waiting * config.prompts_per_update
+    capacity = config.queue.capacity
+    if capacity is None:
+        return max(1, config.lag) * config.prompts_per_update
+    if capacity < needed:
+        raise ValueError(
+            f"queue.capacity={capacity}: can't hold lag={config.lag}; one batch trains, one is "
+            f"sampled and the rest waits, so it must be at least {needed} groups "
+            f"(max(1, lag - 1) * prompts_per_update)"
+        )
+    return capacity
+
+
+def _step(config: ml_collections.ConfigDict, objective: objectives.Objective) -> StepConfig:
+    """What the learner's step computes."""
+    num_responses = config.prompts_per_update * config.group_size
+    micro_batch = config.learner.micro_batch
+    if micro_batch and num_responses % micro_batch:
+        raise ValueError(
+            f"learner.micro_batch={micro_batch}: must be 0 or divide the {num_responses} responses "
+            "of a batch (prompts_per_update * group_size)"
+        )
+    center = config.advantage.center or objective.center
+    scale = config.advantage.scale or objective.scale
+    for name, value, allowed in (
+        ("center", center, ("mean", "leave_one_out", "none")),
+        ("scale", scale, ("std", "none")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"advantage.{name}={value!r}: must be one of {list(allowed)}")
+    if config.group_size == 1 and (center, scale) != ("none", "none"):
+        raise ValueError(
+            f"group_size=1: the advantages of objective {objective.name!r} compare the responses "
+            f"of a group (center={center!r}, scale={scale!r}), so it must be at least 2"
+        )
+    batch_size = config.warmup.batch_size
+    if config.warmup.num_steps and micro_batch and batch_size % micro_batch:
+        raise ValueError(
+            f"learner.micro_batch={micro_batch}: must be 0 or divide warmup.batch_size={batch_size}"
+        )
+    return StepConfig(
+        group_size=config.group_size,
+        temperature=config.sampler.temperature,
+        center=center,
+        scale=scale,
+        micro_batch=micro_batch,
+        logp_chunk=config.learner.logp_chunk,
+    )

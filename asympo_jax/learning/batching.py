@@ -1,0 +1,42 @@
+"""Complete groups to one batch of a fixed shape."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from asympo_jax.types import Batch, Group
+
+
+def make_batch(groups: Sequence[Group], group_size: int, num_positions: int) -> Batch:
+    """The groups, in their order, as a `Batch` of [P·G, num_positions].
+
+    Args:
+        groups: P complete groups; either all or none have behaviour log-probs.
+        group_size: G.
+        num_positions: T, room for the longest prompt plus the longest response.
+    """
+    num_rows = len(groups) * group_size
+    tokens_BT = np.zeros((num_rows, num_positions), np.int32)
+    drawn_BT = np.zeros((num_rows, num_positions), bool)
+    logp_BT = np.zeros((num_rows, num_positions), np.float32)
+    has_logp = groups[0].behaviour_logp_GT is not None
+    row = 0
+    for group in groups:
+        assert len(group.length_G) == group_size, (len(group.length_G), group_size)
+        start = len(group.prompt_S)
+        for member, length in enumerate(group.length_G):
+            end = start + int(length)
+            assert end <= num_positions, (start, int(length), num_positions)
+            tokens_BT[row, :start] = group.prompt_S
+            tokens_BT[row, start:end] = group.response_GT[member, :length]
+            drawn_BT[row, start:end] = True
+            if has_logp:
+                assert group.behaviour_logp_GT is not None
+                logp_BT[row, start:end] = group.behaviour_logp_GT[member, :length]
+            row += 1
+    return Batch(
+        tokens_BT=tokens_BT,
+        drawn_BT=drawn_BT,
+        reward_PG=np.stack([group.reward_G for group in groups]).astype(np.float32),
+        behaviour_logp_BT=logp_BT if has_logp else None,
+    )

@@ -1,0 +1,122 @@
+"""Log-probabilities of given tokens without the logits of all positions.
+
+The head runs over chunks of tokens: a chunk's logits, [C, V], live only while it is worked on, in
+the forward pass and again in the backward pass, which recomputes them from the saved normaliser.
+Memory is O(C·V + N) instead of O(N·V).
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+DEFAULT_CHUNK = 1024
+
+
+def token_logp(
+    hidden_BTD: Float[Array, "B T D"],
+    head_VD: Float[Array, "V D"],
+    tokens_BT: Int[Array, "B T"],
+    temperature: float = 1.0,
+    chunk: int = DEFAULT_CHUNK,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """`logp_BT[b, t] = log softmax(h[b, t − 1] · headᵀ / temperature)[tokens[b, t]]`, and entropy.
+
+    Args:
+        hidden_BTD: hidden states before the head.
+        head_VD: the output head.
+        tokens_BT: tokens to score, aligned as in `types`: column 0 is not scored and gets 0.
+        temperature: divides the logits; that of the sampler.
+        chunk: tokens whose logits are held at once.
+
+    Returns:
+        Log-probs and the entropy (nats) of the distributions that they come from, float32. Only the
+        log-probs carry a gradient.
+    """
+    num_rows, num_positions, width = hidden_BTD.shape
+    hidden_ND = hidden_BTD[:, :-1].reshape(-1, width)
+    target_N = tokens_BT[:, 1:].reshape(-1)
+    num_tokens = target_N.shape[0]
+    chunk = max(1, min(chunk, num_tokens))
+    padding = -num_tokens % chunk
+    hidden_ND = jnp.pad(hidden_ND, ((0, padding), (0, 0)))
+    target_N = jnp.pad(target_N, (0, padding))
+    pair: Any = _chunked_logp(chunk, 1.0 / temperature, hidden_ND, head_VD, target_N)
+    logp_N, entropy_N = pair
+
+    def align(x_N: Array) -> Array:
+        shifted = x_N[:num_tokens].reshape(num_rows, num_positions - 1)
+        return jnp.pad(shifted, ((0, 0), (1, 0)))
+
+    return align(logp_N), align(jax.lax.stop_gradient(entropy_N))
+
+
+def _scaled_logits(hidden_CD: Array, head_VD: Array, scale: float) -> Array:
+    """Float32 logits of a chunk, divided by the temperature."""
+    head_VD = head_VD.astype(hidden_CD.dtype)
+    return jnp.einsum("cd,vd->cv", hidden_CD, head_VD, preferred_element_type=jnp.float32) * scale
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _chunked_logp(
+    chunk: int, scale: float, hidden_ND: Array, head_VD: Array, target_N: Array
+) -> tuple[Array, Array]:
+    """Log-probs and entropies of N targets; `chunk` divides N."""
+    (logp_N, entropy_N), _ = _forward(chunk, scale, hidden_ND, head_VD, target_N)
+    return logp_N, entropy_N
+
+
+def _forward(
+    chunk: int, scale: float, hidden_ND: Array, head_VD: Array, target_N: Array
+) -> tuple[tuple[Array, Array], tuple[Array, Array, Array, Array]]:
+    """Forward pass; saves the normaliser of each token."""
+
+    def one_chunk(inputs: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        hidden_CD, target_C = inputs
+        logits_CV = _scaled_logits(hidden_CD, head_VD, scale)
+        normaliser_C = jax.nn.logsumexp(logits_CV, axis=1)
+        chosen_C = jnp.take_along_axis(logits_CV, target_C[:, None], axis=1)[:, 0]
+        mean_logit_C = (jax.nn.softmax(logits_CV, axis=1) * logits_CV).sum(axis=1)
+        return chosen_C - normaliser_C, normaliser_C - mean_logit_C, normaliser_C
+
+    chunks = (hidden_ND.reshape(-1, chunk, hidden_ND.shape[1]), target_N.reshape(-1, chunk))
+    logp, entropy, normaliser = jax.lax.map(one_chunk, chunks)
+    saved = (hidden_ND, head_VD, target_N, normaliser.reshape(-1))
+    return (logp.reshape(-1), entropy.reshape(-1)), saved
+
+
+def _backward(chunk: int, scale: float, saved, gradients):
+    """Backward pass: dlogits = (onehot − softmax) · g, one chunk at a time."""
+    hidden_ND, head_VD, target_N, normaliser_N = saved
+    logp_gradient_N, _ = gradients  # the entropy carries none
+
+    def one_chunk(head_gradient_VD: Array, inputs: tuple[Array, Array, Array, Array]):
+        hidden_CD, target_C, normaliser_C, gradient_C = inputs
+        probs_CV = jnp.exp(_scaled_logits(hidden_CD, head_VD, scale) - normaliser_C[:, None])
+        onehot_CV = jax.nn.one_hot(target_C, head_VD.shape[0], dtype=probs_CV.dtype)
+        dlogits_CV = (onehot_CV - probs_CV) * (gradient_C[:, None] * scale)
+        dlogits_CV = dlogits_CV.astype(hidden_CD.dtype)
+        hidden_gradient_CD = dlogits_CV @ head_VD.astype(hidden_CD.dtype)
+        head_gradient_VD += jnp.einsum(
+            "cv,cd->vd", dlogits_CV, hidden_CD, preferred_element_type=jnp.float32
+        )
+        return head_gradient_VD, hidden_gradient_CD
+
+    chunks = (
+        hidden_ND.reshape(-1, chunk, hidden_ND.shape[1]),
+        target_N.reshape(-1, chunk),
+        normaliser_N.reshape(-1, chunk),
+        logp_gradient_N.reshape(-1, chunk),
+    )
+    zeros_VD = jnp.zeros(head_VD.shape, jnp.float32)
+    head_gradient_VD, hidden_gradient = jax.lax.scan(one_chunk, zeros_VD, chunks)
+    return (
+        hidden_gradient.reshape(hidden_ND.shape),
+        head_gradient_VD.astype(head_VD.dtype),
+        None,
+    )
+
+
+_chunked_logp.defvjp(_forward, _backward)

@@ -1,0 +1,30 @@
+"""Rewards to advantages to token weights to one loss. Pure functions of arrays."""
+
+from asympo_jax.objectives.advantages import degenerate_groups, group_advantages
+from asympo_jax.objectives.batch import BatchTotals, PolicyBatch, batch_totals
+from asympo_jax.objectives.diagnostics import diagnostics
+from asympo_jax.objectives.loss import (
+    Objective,
+    aggregate_loss,
+    make,
+    names,
+    policy_loss,
+    token_weight,
+)
+from asympo_jax.objectives.weights import log_ratio
+
+__all__ = [
+    "BatchTotals",
+    "Objective",
+    "PolicyBatch",
+    "aggregate_loss",
+    "batch_totals",
+    "degenerate_groups",
+    "diagnostics",
+    "group_advantages",
+    "log_ratio",
+    "make",
+    "names",
+    "policy_loss",
+    "token_weight",
+]

@@ -1,0 +1,76 @@
+"""One line every few seconds on how a run goes, for the person who waits for it."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+_SECONDS_BETWEEN_LINES = 3.0
+
+
+class Progress:
+    """Prints lines like these.
+
+        update  40/150 · reward 0.61 · accuracy 0.55 · lag 16 · learner waits 2 % · …
+
+    Args:
+        num_updates: of the whole run.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, num_updates: int, clock: Callable[[], float] = time.monotonic):
+        """Nothing is printed yet."""
+        self._num_updates = num_updates
+        self._clock = clock
+        self._first: tuple[float, int] | None = None
+        self._printed_at = float("-inf")
+        self._accuracy = float("nan")
+
+    def start(self, before: Mapping[str, float]) -> None:
+        """Shows the evaluation before training."""
+        self._accuracy = before["eval/accuracy"]
+        self._print(f"before training: accuracy {self._accuracy:.3f} on held-out prompts")
+
+    def update(self, update: int, metrics: Mapping[str, float]) -> None:
+        """Shows an update, unless a line was printed just before."""
+        now = self._clock()
+        self._accuracy = metrics.get("eval/accuracy", self._accuracy)
+        if self._first is None:
+            self._first = (now, update)
+        recent = now - self._printed_at < _SECONDS_BETWEEN_LINES
+        if recent and update != self._num_updates:
+            return
+        self._printed_at = now
+        self._print(
+            f"update {update:4d}/{self._num_updates}"
+            f" · reward {metrics['reward/mean']:.2f}"
+            f" · accuracy {self._accuracy:.2f}"
+            f" · lag {metrics['lag/mean']:.0f}"
+            f" · {who_waits(metrics['idle/learner'], metrics['idle/sampler'])}"
+            f" · {self._time_left(now, update)}"
+        )
+
+    def stop(self) -> None:
+        """Ends the display."""
+        sys.stderr.flush()
+
+    def _time_left(self, now: float, update: int) -> str:
+        """An estimate from the pace since the first update."""
+        assert self._first is not None
+        done = update - self._first[1]
+        if update == self._num_updates:
+            return "done"
+        if not done:
+            return "time left unknown"
+        left_s = (now - self._first[0]) / done * (self._num_updates - update)
+        minutes, seconds = divmod(round(left_s), 60)
+        return f"{minutes} min {seconds:02d} s left" if minutes else f"{seconds} s left"
+
+    def _print(self, line: str) -> None:
+        """One line to standard error, where it mixes with no result."""
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+
+def who_waits(learner: float, sampler: float) -> str:
+    """Idle shares as words."""
+    return f"learner waits {learner:.0%}, samplers wait {sampler:.0%}"

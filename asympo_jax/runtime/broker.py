@@ -1,0 +1,279 @@
+"""The broker: hands out leases, keeps the bounded queue of finished groups, forms batches.
+
+Plain Python behind one lock; it knows nothing of processes or transports. Samplers call `lease` and
+`submit`, the learner `next_batch` and `complete`. Every call blocks on a condition until it can be
+answered, or raises `Closed` with the cause that ended the run; nothing polls.
+
+The bound on lag is kept by pacing: a lease starts only if every live ticket can still be trained in
+time (`_may_lease`), and a batch is formed only if the rest can (`_select`). The bound on the queue
+is kept at `submit`: a group enters only while every live ticket that is due before it still finds
+its place, so whatever the learner waits for can always come in. No finished group is thrown away.
+"""
+
+import collections
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from asympo_jax.runtime.leases import Closed, Lease, SamplingTotals, Stalled
+from asympo_jax.runtime.ledger import Ledger, Outcome, TicketState
+from asympo_jax.runtime.tickets import Pacing
+from asympo_jax.types import Group
+
+
+class Broker:
+    """See the module's text.
+
+    Args:
+        pacing: order, lag and sizes.
+        capacity: bound of the queue of finished groups.
+        ledger: of an earlier run that this one carries on, or a new one.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        pacing: Pacing,
+        capacity: int,
+        ledger: Ledger | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """An open broker without any version yet."""
+        self._pacing = pacing
+        self._capacity = capacity
+        self._ledger = ledger or Ledger()
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._closed: Closed | None = None
+        self._version: int | None = None  # newest published = number of updates done
+        self._queue: dict[int, Group] = {}
+        self._batch: list[Group] = []
+        self._leases: dict[int, Lease] = {}
+        self._attempts: collections.Counter[int] = collections.Counter()
+        self._sampled = SamplingTotals()
+        size = pacing.prompts_per_lease
+        # Leases whose tickets are issued but waiting: from an earlier run, or of a lost sampler.
+        self._waiting = sorted({ticket // size for ticket in self._ledger.live})
+
+    def open(self, version: int) -> None:
+        """The first snapshot is there: sampling may begin."""
+        with self._changed:
+            self._version = version
+            self._changed.notify_all()
+
+    def lease(self) -> Lease:
+        """The next tickets to work; blocks until pacing allows it.
+
+        Raises:
+            Closed: the run has ended.
+        """
+        with self._changed:
+            self._wait_for(self._may_lease)
+            version = self._version
+            assert version is not None
+            if self._waiting:
+                number = self._waiting.pop(0)
+                tickets = [
+                    t for t in self._pacing.tickets_of_lease(number) if t in self._ledger.live
+                ]
+            else:
+                number = self._ledger.issued // self._pacing.prompts_per_lease
+                tickets = list(self._pacing.tickets_of_lease(number))
+                self._ledger.issue(tickets)
+            if self._pacing.order == "ticket":
+                version = self._pacing.version_for(tickets[0])
+            self._ledger.lease(tickets, version)
+            lease = Lease(number, self._attempts[number], version)
+            self._attempts[number] += 1
+            self._leases[number] = lease
+            return lease
+
+    def submit(self, lease: Lease, groups: Sequence[Group], busy_s: float) -> None:
+        """Puts a lease's groups into the queue; blocks until they fit.
+
+        Args:
+            lease: as it was given out.
+            groups: one for each of its tickets, in their order.
+            busy_s: seconds that the sampler worked on them.
+
+        Raises:
+            Closed: the run has ended.
+        """
+        tickets = [group.ticket for group in groups]
+        with self._changed:
+            assert self._leases.get(lease.number) == lease, lease
+            assert tickets == list(self._pacing.tickets_of_lease(lease.number)), (lease, tickets)
+            assert all(group.version == lease.version for group in groups), lease
+            self._sampled = self._sampled.plus(groups, busy_s)
+            for group in groups:
+                if group.ticket not in self._ledger.live:
+                    continue  # already trained before the run was resumed
+                self._wait_for(lambda group=group: self._fits(group))
+                self._ledger.finish(group.ticket)
+                self._queue[group.ticket] = group
+                assert len(self._queue) <= self._capacity
+                self._changed.notify_all()
+            del self._leases[lease.number]
+
+    def abandon(self, lease: Lease) -> None:
+        """Takes a lease back from a sampler that is gone; its tickets wait again."""
+        with self._changed:
+            if self._leases.get(lease.number) != lease:
+                return
+            del self._leases[lease.number]
+            tickets = self._pacing.tickets_of_lease(lease.number)
+            live = self._ledger.live
+            self._ledger.reissue(
+                t for t in tickets if t in live and live[t].state is TicketState.LEASED
+            )
+            self._waiting = sorted([*self._waiting, lease.number])
+            self._changed.notify_all()
+
+    def next_batch(self, timeout_s: float) -> list[Group]:
+        """The groups of the next update, in order of their tickets; blocks until they are there.
+
+        Raises:
+            Closed: the run has ended.
+            Stalled: no group came in for `timeout_s` seconds.
+        """
+        with self._changed:
+            deadline, queued = self._clock() + timeout_s, len(self._queue)
+            batch = self._select()
+            while self._closed is None and batch is None:
+                if len(self._queue) != queued:
+                    deadline, queued = self._clock() + timeout_s, len(self._queue)
+                if not self._changed.wait(deadline - self._clock()):
+                    raise Stalled(self._describe_stall(timeout_s))
+                batch = self._select()
+            if self._closed is not None:
+                raise self._closed
+            assert batch is not None and self._version is not None
+            for group in batch:
+                # The bound of the whole system, asserted where the group is used.
+                assert 0 <= self._version - group.version <= self._pacing.lag, group
+                del self._queue[group.ticket]
+            self._batch = batch
+            self._changed.notify_all()
+            return batch
+
+    def complete(self, version: int) -> None:
+        """The batch is trained, and the snapshot of `version` is there."""
+        with self._changed:
+            assert self._version is not None and version == self._version + 1
+            for group in self._batch:
+                self._ledger.settle(group.ticket, Outcome.TRAINED)
+            self._batch = []
+            self._ledger.check_balance()
+            self._version = version
+            self._changed.notify_all()
+
+    def close(self, cause: str | None = None) -> None:
+        """Ends the run: every blocked call raises `Closed`. The first cause stays."""
+        with self._changed:
+            if self._closed is None:
+                self._closed = Closed(cause)
+            self._changed.notify_all()
+
+    @property
+    def closed(self) -> Closed | None:
+        """The end of the run, None while it goes on."""
+        with self._changed:
+            return self._closed
+
+    def ledger_json(self) -> dict:
+        """The ledger as plain data, for a checkpoint."""
+        with self._changed:
+            return self._ledger.to_json()
+
+    def metrics(self) -> dict[str, float]:
+        """`tickets/*` and `queue/depth`."""
+        with self._changed:
+            outcomes = self._ledger.outcomes
+            return {
+                "queue/depth": len(self._queue),
+                "tickets/issued": self._ledger.issued,
+                "tickets/leased": self._ledger.num_in(TicketState.LEASED),
+                "tickets/reissued": self._ledger.reissued,
+                **{f"tickets/{outcome.value}": outcomes[outcome] for outcome in Outcome},
+            }
+
+    def sampling_totals(self) -> SamplingTotals:
+        """What samplers have handed in so far."""
+        with self._changed:
+            return self._sampled
+
+    def _wait_for(self, predicate: Callable[[], bool]) -> None:
+        """Blocks until `predicate` holds; the watchdog of the learner owns the deadline."""
+        self._changed.wait_for(lambda: self._closed is not None or predicate())
+        if self._closed is not None:
+            raise self._closed
+
+    def _may_lease(self) -> bool:
+        """Whether another lease can start and still be trained within the bound."""
+        if self._version is None:
+            return False
+        pacing = self._pacing
+        if not self._waiting and self._ledger.issued >= pacing.num_tickets:
+            return False
+        size = pacing.prompts_per_lease
+        number = self._waiting[0] if self._waiting else self._ledger.issued // size
+        if pacing.order == "ticket":
+            return pacing.version_for(number * size) <= self._version
+        # Updates version … version + lag can train this many, the batch at work included.
+        room = (pacing.lag + 1) * pacing.prompts_per_update
+        return bool(self._waiting) or len(self._ledger.live) + size <= room
+
+    def _due_order(self, ticket: int) -> tuple[int, int]:
+        """Sorts live tickets by the update at which they are due."""
+        version = self._ledger.live[ticket].version
+        assert version is not None
+        return version, ticket
+
+    def _fits(self, group: Group) -> bool:
+        """Whether a group may enter the queue: all that are due before it keep their places."""
+        if len(self._queue) + len(self._leases) * self._pacing.prompts_per_lease <= self._capacity:
+            return True  # room for everything that is out, whatever its order
+        mine = self._due_order(group.ticket)
+        earlier = sum(
+            live.state is TicketState.LEASED and self._due_order(ticket) < mine
+            for ticket, live in self._ledger.live.items()
+        )
+        return len(self._queue) + earlier < self._capacity
+
+    def _select(self) -> list[Group] | None:
+        """The next batch, or None while it is not there."""
+        pacing, update = self._pacing, self._version
+        if update is None:
+            return None
+        if pacing.order == "ticket":
+            start = update * pacing.prompts_per_update
+            slot = range(start, start + pacing.prompts_per_update)
+            if all(ticket in self._queue for ticket in slot):
+                return [self._queue[ticket] for ticket in slot]
+            return None
+        chosen = sorted(self._queue, key=self._due_order)[: pacing.prompts_per_update]
+        if len(chosen) < pacing.prompts_per_update or not self._rest_in_time(set(chosen), update):
+            return None
+        return [self._queue[ticket] for ticket in sorted(chosen)]
+
+    def _rest_in_time(self, chosen: set[int], update: int) -> bool:
+        """Whether every other live ticket can still be trained by the update at which it is due."""
+        pacing = self._pacing
+        due = [0] * (pacing.lag + 1)
+        for ticket, live in self._ledger.live.items():
+            if ticket not in chosen and live.version is not None:
+                due[live.version + pacing.lag - update] += 1
+        total = 0
+        for updates_left, count in enumerate(due):
+            total += count
+            if total > updates_left * pacing.prompts_per_update:
+                return False
+        return True
+
+    def _describe_stall(self, timeout_s: float) -> str:
+        """One sentence on what the learner waited for."""
+        return (
+            f"update {self._version} waited {timeout_s:.0f} s without a new group: "
+            f"{len(self._queue)} groups in the queue, leases out: "
+            f"{sorted(self._leases) or 'none'} (runtime.stall_s bounds this wait)"
+        )

@@ -1,0 +1,112 @@
+"""Checkpoints: state, ledger, run identity and the snapshots of the lag window, in one commit.
+
+Orbax writes a checkpoint beside its name and renames it, so one is complete or absent. Groups that
+were finished but not trained are not stored: their tickets wait again, and in ticket order the
+snapshots of the lag window let them be sampled again exactly.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from asympo_jax.learning import TrainState
+from asympo_jax.runtime.ledger import Ledger
+from asympo_jax.runtime.snapshots import SnapshotStore
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint holds.
+
+    Attributes:
+        state: parameters, optimiser, update count.
+        ledger: every ticket's state; live ones wait again.
+        run_id: identity of the run.
+        snapshots: version -> parameters, the lag window.
+    """
+
+    state: TrainState
+    ledger: Ledger
+    run_id: str
+    snapshots: dict[int, Any]
+
+
+class Checkpointer:
+    """Checkpoints of one run.
+
+    Args:
+        workdir: the run's directory; they are under `checkpoints/`.
+        keep: newest ones kept.
+    """
+
+    def __init__(self, workdir: pathlib.Path, keep: int):
+        """Opens the directory."""
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(
+            (workdir / "checkpoints").absolute(),
+            options=options,
+            item_names=("state", "snapshots", "run"),
+        )
+
+    def save(self, state: TrainState, ledger: dict, run_id: str, store: SnapshotStore) -> None:
+        """Saves after an update; returns when the arrays are copied, the files follow."""
+        snapshots = {str(version): store.read(version) for version in store.versions()}
+        update = int(state.update)
+        self._manager.save(
+            update,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_as_tree(state)),
+                snapshots=ocp.args.StandardSave(snapshots),
+                run=ocp.args.JsonSave({"ledger": ledger, "run_id": run_id, "update": update}),
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """Update of the newest complete checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def ledger(self) -> Ledger | None:
+        """The ledger of the newest complete checkpoint, None if there is none."""
+        update = self._manager.latest_step()
+        if update is None:
+            return None
+        found = self._manager.restore(update, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
+        return Ledger.from_json(found["run"]["ledger"])
+
+    def restore(self, like: TrainState) -> Restored:
+        """The newest complete checkpoint.
+
+        Args:
+            like: a state of the same shapes, whose values are ignored.
+        """
+        update = self._manager.latest_step()
+        assert update is not None
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_tree(like))
+        found = self._manager.restore(
+            update,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract),
+                snapshots=ocp.args.StandardRestore(),
+                run=ocp.args.JsonRestore(),
+            ),
+        )
+        run = found["run"]
+        return Restored(
+            state=TrainState(**found["state"]),
+            ledger=Ledger.from_json(run["ledger"]),
+            run_id=run["run_id"],
+            snapshots={int(version): tree for version, tree in found["snapshots"].items()},
+        )
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _as_tree(state: TrainState) -> dict[str, Any]:
+    """The state as a plain tree."""
+    return {"params": state.params, "opt_state": state.opt_state, "update": state.update}

@@ -1,0 +1,148 @@
+"""The learner's loop: take a batch, update, publish, account."""
+
+import dataclasses
+import math
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from asympo_jax.learning import TrainState, make_batch
+from asympo_jax.runtime.broker import Broker
+from asympo_jax.runtime.metrics import MetricsWriter, write_rollouts
+from asympo_jax.runtime.pipeline import PipelineMeter
+from asympo_jax.runtime.snapshots import SnapshotStore
+from asympo_jax.runtime.tickets import Pacing
+from asympo_jax.tokenizers import Tokenizer
+from asympo_jax.types import Batch, Group, StopReason
+
+
+class NonFinite(Exception):
+    """An update whose loss or gradient is not finite; its parameters were not published."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cadence:
+    """What happens every so many updates; 0 is never.
+
+    Attributes:
+        evaluate: evaluation.
+        checkpoint: checkpoints.
+        rollouts: readable samples.
+        rollouts_groups: groups written each time.
+    """
+
+    evaluate: int
+    checkpoint: int
+    rollouts: int
+    rollouts_groups: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """The loop and what it needs; everything that may fail is handed in.
+
+    Attributes:
+        step: (state, batch) -> (state, metrics), the state given is donated.
+        broker: where batches come from.
+        store: where snapshots go.
+        pacing: order, lag and sizes.
+        group_size: G.
+        num_positions: T of a batch.
+        tokenizer: to write readable samples.
+        num_samplers: for the share of time that they are idle.
+        stall_s: seconds to wait for a group.
+        cadence: what happens how often.
+        workdir: the run's directory.
+        writer: metrics.
+        sample: called before each batch is taken; the synchronous loop samples here.
+        evaluate: parameters -> metrics.
+        save: called with the state when a checkpoint is due.
+        show: called with each update's metrics, for people.
+    """
+
+    step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+    broker: Broker
+    store: SnapshotStore
+    pacing: Pacing
+    group_size: int
+    num_positions: int
+    tokenizer: Tokenizer
+    num_samplers: int
+    stall_s: float
+    cadence: Cadence
+    workdir: pathlib.Path
+    writer: MetricsWriter
+    sample: Callable[[], None]
+    evaluate: Callable[[Any], dict[str, float]]
+    save: Callable[[TrainState], None]
+    show: Callable[[int, dict[str, float]], None]
+
+    def run(self, state: TrainState) -> TrainState:
+        """Updates until `num_updates`; returns the last state.
+
+        Raises:
+            Closed: a sampler failed; it carries the cause.
+            Stalled: no group came in within `stall_s`.
+            NonFinite: a loss or gradient is not finite.
+        """
+        meter = PipelineMeter(self.num_samplers)
+        for update in range(int(state.update), self.pacing.num_updates):
+            start = time.monotonic()
+            self.sample()
+            groups = self.broker.next_batch(self.stall_s)
+            taken = time.monotonic()
+            state, step_metrics = self.step(
+                state, make_batch(groups, self.group_size, self.num_positions)
+            )
+            _require_finite(update, step_metrics)
+            version = update + 1
+            # Publish before anything else is done with this update: samplers may be waiting.
+            self.store.write(version, state.params)
+            self.broker.complete(version)
+            self.store.prune(version - self.pacing.lag)
+            trained = time.monotonic()
+            metrics = {name: float(value) for name, value in step_metrics.items()}
+            metrics |= group_metrics(groups, update) | self.broker.metrics()
+            meter.add(taken - start, trained - taken, groups, self.broker.sampling_totals())
+            metrics |= meter.metrics()
+            if _due(version, self.cadence.evaluate):
+                metrics |= self.evaluate(state.params)
+            self.writer.write(version, metrics)
+            self.show(version, metrics)
+            if _due(version, self.cadence.rollouts):
+                path = self.workdir / "rollouts" / f"update_{version:08d}.jsonl"
+                shown = groups[: self.cadence.rollouts_groups]
+                write_rollouts(path, shown, update, self.tokenizer)
+            if _due(version, self.cadence.checkpoint) and version < self.pacing.num_updates:
+                self.save(state)
+        return state
+
+
+def group_metrics(groups: Sequence[Group], update: int) -> dict[str, float]:
+    """Lag and stop reasons of the groups that an update trained on."""
+    lags = [update - group.version for group in groups]
+    stops = np.concatenate([group.stop_G for group in groups])
+    return {
+        "lag/mean": float(np.mean(lags)),
+        "lag/max": float(max(lags)),
+        "response/truncated_share": float((stops == StopReason.LENGTH).mean()),
+    }
+
+
+def _due(version: int, every: int) -> bool:
+    """Whether something that happens every so many updates is due after this one."""
+    return every > 0 and version % every == 0
+
+
+def _require_finite(update: int, metrics: dict[str, Any]) -> None:
+    """Refuses an update that would publish NaN or infinity; waits for the device."""
+    loss, norm = jax.device_get((metrics["loss"], metrics["grad/norm"]))
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise NonFinite(
+            f"update {update}: loss {loss} and gradient norm {norm} must be finite; nothing of it "
+            "was published"
+        )

@@ -1,0 +1,114 @@
+"""The ledger: the state of every ticket, and the balance that proves none is lost or used twice.
+
+    issued = trained + filtered + failed + live        live = waiting, leased or finished
+
+Plain data with checked transitions; no threads, no clocks. The broker owns one and locks around it.
+"""
+
+import collections
+import dataclasses
+import enum
+from collections.abc import Iterable
+from typing import Any
+
+
+class TicketState(enum.StrEnum):
+    """Where a live ticket is."""
+
+    WAITING = "waiting"
+    LEASED = "leased"
+    FINISHED = "finished"
+
+
+class Outcome(enum.StrEnum):
+    """How a ticket left the ledger."""
+
+    TRAINED = "trained"
+    FILTERED = "filtered"
+    FAILED = "failed"
+
+
+@dataclasses.dataclass
+class LiveTicket:
+    """A ticket on its way. `version` is that of its lease, None while it waits for one."""
+
+    state: TicketState
+    version: int | None = None
+
+
+class Ledger:
+    """States of all tickets of a run."""
+
+    def __init__(self) -> None:
+        """An empty ledger."""
+        self.issued = 0
+        self.reissued = 0
+        self.outcomes: collections.Counter[Outcome] = collections.Counter()
+        self.live: dict[int, LiveTicket] = {}
+
+    def issue(self, tickets: Iterable[int]) -> None:
+        """Takes up the next tickets; they wait for a lease."""
+        for ticket in tickets:
+            assert ticket == self.issued, (ticket, self.issued)
+            self.live[ticket] = LiveTicket(TicketState.WAITING)
+            self.issued += 1
+
+    def lease(self, tickets: Iterable[int], version: int) -> None:
+        """Waiting tickets go to a sampler that reads `version`."""
+        for ticket in tickets:
+            self._move(ticket, TicketState.WAITING, TicketState.LEASED)
+            self.live[ticket].version = version
+
+    def reissue(self, tickets: Iterable[int]) -> None:
+        """Leased tickets whose sampler is gone wait again."""
+        for ticket in tickets:
+            self._move(ticket, TicketState.LEASED, TicketState.WAITING)
+            self.live[ticket].version = None
+            self.reissued += 1
+
+    def finish(self, ticket: int) -> None:
+        """A leased ticket has its group."""
+        self._move(ticket, TicketState.LEASED, TicketState.FINISHED)
+
+    def settle(self, ticket: int, outcome: Outcome) -> None:
+        """A finished ticket leaves the ledger; it never comes back."""
+        assert self.live[ticket].state is TicketState.FINISHED, (ticket, self.live[ticket])
+        del self.live[ticket]
+        self.outcomes[outcome] += 1
+
+    def num_in(self, state: TicketState) -> int:
+        """Live tickets in a state."""
+        return sum(live.state is state for live in self.live.values())
+
+    def check_balance(self) -> None:
+        """Asserts that every ticket issued is accounted for exactly once."""
+        assert self.issued == self.outcomes.total() + len(self.live), self.to_json()
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole ledger as plain data."""
+        return {
+            "issued": self.issued,
+            "reissued": self.reissued,
+            "outcomes": {outcome.value: self.outcomes[outcome] for outcome in Outcome},
+            "live": {str(t): [live.state.value, live.version] for t, live in self.live.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Ledger":
+        """The ledger that `to_json` wrote; groups are not stored, so live tickets wait again."""
+        ledger = cls()
+        ledger.issued = data["issued"]
+        ledger.reissued = data["reissued"]
+        ledger.outcomes = collections.Counter(
+            {Outcome(name): count for name, count in data["outcomes"].items() if count}
+        )
+        ledger.live = {
+            int(t): LiveTicket(TicketState.WAITING) for t in sorted(data["live"], key=int)
+        }
+        ledger.check_balance()
+        return ledger
+
+    def _move(self, ticket: int, before: TicketState, after: TicketState) -> None:
+        """A checked transition."""
+        assert self.live[ticket].state is before, (ticket, self.live[ticket], after)
+        self.live[ticket].state = after

@@ -1,0 +1,94 @@
+"""Metrics and rollouts on disk: JSON lines always, TensorBoard events if asked.
+
+`update` is the x-axis of everything.
+"""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from asympo_jax.tokenizers import Tokenizer
+from asympo_jax.types import Group, StopReason
+
+
+class MetricsWriter:
+    """Appends to `metrics.jsonl` in a run's directory.
+
+    Args:
+        workdir: the run's directory.
+        resumed_at: the update from which the run carries on; later lines of an earlier attempt are
+            dropped, so every update stands there once.
+        tensorboard: whether to write events, too.
+    """
+
+    def __init__(self, workdir: pathlib.Path, resumed_at: int, tensorboard: bool):
+        """Opens the files."""
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in read_metrics(path) if line["update"] <= resumed_at]
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(partial, path)
+        self._file = path.open("a", buffering=1)
+        self._events = _events_writer(workdir, resumed_at) if tensorboard else None
+
+    def write(self, update: int, metrics: Mapping[str, float]) -> None:
+        """One line: the metrics after `update` updates. Values that are not finite become null."""
+        values = {name: float(value) for name, value in metrics.items()}
+        finite = {n: round(v, 7) if math.isfinite(v) else None for n, v in values.items()}
+        self._file.write(json.dumps({"update": update, **finite}) + "\n")
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, update)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line cut short by a crash is left out."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+def write_rollouts(
+    path: pathlib.Path,
+    groups: Sequence[Group],
+    version: int,
+    tokenizer: Tokenizer,
+) -> None:
+    """Readable samples, a JSON line a response: prompt, response, reward, lag, why it stopped."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
+        for group in groups:
+            prompt = tokenizer.decode(group.prompt_S.tolist())
+            for member, length in enumerate(group.length_G):
+                line = {
+                    "ticket": group.ticket,
+                    "version": group.version,
+                    "lag": version - group.version,
+                    "prompt": prompt,
+                    "response": tokenizer.decode(group.response_GT[member, :length].tolist()),
+                    "reward": round(float(group.reward_G[member]), 6),
+                    "tokens": int(length),
+                    "stop": StopReason(group.stop_G[member]).name.lower(),
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _events_writer(workdir: pathlib.Path, resumed_at: int) -> Any:
+    """TensorBoard's writer; imported here because it is slow to load."""
+    import tensorboardX
+
+    return tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)

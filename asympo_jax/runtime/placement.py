@@ -1,0 +1,49 @@
+"""Which cores and devices a role runs on.
+
+Learner and samplers each take half of the cores, so they never fight for the same ones and a
+role's number of threads (on which the last bits of XLA's sums depend) does not change with the
+number of samplers.
+"""
+
+import os
+
+
+def available_cores() -> list[int]:
+    """Cores that this process may use, ascending."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def split_cores(cores: list[int]) -> tuple[list[int], list[int]]:
+    """Cores of the learner and of all samplers together; both the one there is if only one."""
+    half = len(cores) // 2
+    return (cores[:half], cores[half : 2 * half]) if half else (cores, cores)
+
+
+def sampler_cores(shared: list[int], index: int, cores_each: int) -> list[int]:
+    """Cores of sampler `index`: all the samplers' share, or `cores_each` of its own (wrapping)."""
+    if not cores_each:
+        return shared
+    start = index * cores_each
+    return sorted({shared[(start + i) % len(shared)] for i in range(cores_each)})
+
+
+def pin(cores: list[int]) -> None:
+    """Confines this process to the cores; before jax starts a backend, whose pool follows it."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+
+
+def sampler_environment(platform: str, visible_devices: str) -> dict[str, str]:
+    """Environment of a sampler's process: this one's, with its own platform and devices."""
+    environment = dict(os.environ)
+    # Simulated host devices are the learner's; a sampler computes on one.
+    environment.pop("XLA_FLAGS", None)
+    environment["JAX_PLATFORMS"] = platform
+    if platform == "cuda":
+        environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    if visible_devices:
+        name = "CUDA_VISIBLE_DEVICES" if platform == "cuda" else "TPU_VISIBLE_CHIPS"
+        environment[name] = visible_devices
+    return environment

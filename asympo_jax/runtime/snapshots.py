@@ -1,0 +1,130 @@
+"""Immutable, versioned snapshots of the parameters in files that samplers read.
+
+A snapshot is one safetensors file whose metadata is its manifest: run, version, checksum. It is
+written beside its name and renamed, so a reader sees all of it or nothing.
+"""
+
+import hashlib
+import os
+import pathlib
+import shutil
+import tempfile
+import zlib
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+_RAM_DISK = pathlib.Path("/dev/shm")
+
+
+class SnapshotRefused(Exception):
+    """A snapshot that is torn, corrupt, foreign or of another version."""
+
+
+class SnapshotStore:
+    """Snapshots of one run in one directory.
+
+    Args:
+        directory: where the files are; it exists.
+        run_id: identity of the run; snapshots of another are refused.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], run_id: str):
+        """A store; nothing is read or written yet."""
+        self.directory = pathlib.Path(directory)
+        self._run_id = run_id
+
+    def write(self, version: int, params: Any) -> None:
+        """Publishes the parameters of a version; blocks until they are computed."""
+        write_params(self._path(version), params, run_id=self._run_id, version=str(version))
+
+    def read(self, version: int) -> Any:
+        """The parameters of a version, as NumPy arrays.
+
+        Raises:
+            SnapshotRefused: the file is missing, damaged, or of another run or version.
+        """
+        params, metadata = read_params(self._path(version))
+        wanted = {"run_id": self._run_id, "version": str(version)}
+        found = {name: metadata.get(name) for name in wanted}
+        if found != wanted:
+            raise SnapshotRefused(f"{self._path(version)}: is {found}, wanted {wanted}")
+        return params
+
+    def prune(self, oldest_kept: int) -> None:
+        """Deletes the snapshots before a version."""
+        for path in self.directory.glob("v*.safetensors"):
+            if int(path.stem[1:]) < oldest_kept:
+                path.unlink()
+
+    def versions(self) -> list[int]:
+        """Versions that are there, ascending."""
+        return sorted(int(path.stem[1:]) for path in self.directory.glob("v*.safetensors"))
+
+    def remove(self) -> None:
+        """Deletes the directory."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _path(self, version: int) -> pathlib.Path:
+        """The file of a version."""
+        return self.directory / f"v{version:08d}.safetensors"
+
+
+def make_snapshot_directory(parent: str | None, run_id: str) -> pathlib.Path:
+    """A new private directory (mode 0700), in the RAM disk unless `parent` says otherwise."""
+    if parent is None:
+        parent = str(_RAM_DISK) if os.access(_RAM_DISK, os.W_OK) else tempfile.gettempdir()
+    return pathlib.Path(tempfile.mkdtemp(prefix=f"asympo-{run_id}-", dir=parent))
+
+
+def write_params(path: pathlib.Path, params: Any, **metadata: str) -> None:
+    """Writes a parameter tree and its metadata to one safetensors file, atomically."""
+    flat = {name: np.ascontiguousarray(array) for name, array in flatten_params(params).items()}
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    safetensors.numpy.save_file(flat, partial, {"checksum": _checksum(flat), **metadata})
+    os.replace(partial, path)
+
+
+def read_params(path: pathlib.Path) -> tuple[Any, dict[str, str]]:
+    """The parameter tree and the metadata of a file that `write_params` wrote.
+
+    Raises:
+        SnapshotRefused: the file is missing, torn or corrupt.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise SnapshotRefused(f"{path}: cannot be read ({error})") from error
+    if metadata.get("checksum") != _checksum(flat):
+        raise SnapshotRefused(f"{path}: its checksum does not fit its contents")
+    return flax.traverse_util.unflatten_dict(flat, sep="/"), metadata
+
+
+def flatten_params(params: Any) -> dict[str, np.ndarray]:
+    """Names with slashes to host arrays, sorted by name."""
+    flat = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
+    return {name: np.asarray(flat[name]) for name in sorted(flat)}
+
+
+def parameters_sha256(params: Any) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of a parameter tree."""
+    digest = hashlib.sha256()
+    for name, array in flatten_params(params).items():
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _checksum(flat: dict[str, np.ndarray]) -> str:
+    """CRC-32 over names and bytes: against accidents, not against attackers."""
+    crc = 0
+    for name in sorted(flat):
+        content = np.ascontiguousarray(flat[name]).reshape(-1).view(np.uint8)
+        crc = zlib.crc32(content.data, zlib.crc32(name.encode(), crc))
+    return f"{crc:08x}"

@@ -1,0 +1,105 @@
+"""Messages between roles as bytes: msgpack with plain arrays, nothing that could be executed.
+
+Whatever comes in is checked before it is used: a frame is data from outside.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import flax.serialization
+import numpy as np
+
+from asympo_jax.runtime.leases import Lease
+from asympo_jax.types import Group
+
+_GROUP_ARRAYS = {
+    "prompt_S": (np.int32, 1),
+    "response_GT": (np.int32, 2),
+    "length_G": (np.int32, 1),
+    "stop_G": (np.int8, 1),
+    "reward_G": (np.float32, 1),
+}
+
+
+class BadFrame(Exception):
+    """A frame that is not what its sender should have sent."""
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """A message with a `type` as bytes."""
+    return flax.serialization.msgpack_serialize(message)
+
+
+def decode(frame: bytes) -> dict[str, Any]:
+    """The message in a frame.
+
+    Raises:
+        BadFrame: the frame is not a message with a `type`.
+    """
+    try:
+        message = flax.serialization.msgpack_restore(frame)
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadFrame(f"a frame of {len(frame)} bytes cannot be read ({error})") from error
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        raise BadFrame(f"a frame of {len(frame)} bytes is no message")
+    return message
+
+
+def lease_fields(lease: Lease) -> dict[str, int]:
+    """A lease as plain data."""
+    return dataclasses.asdict(lease)
+
+
+def lease_from(data: Any) -> Lease:
+    """The lease in plain data.
+
+    Raises:
+        BadFrame: a field is missing or is no integer.
+    """
+    names = [field.name for field in dataclasses.fields(Lease)]
+    if not isinstance(data, dict) or any(not isinstance(data.get(n), int) for n in names):
+        raise BadFrame(f"a lease must have the integers {names}, got {data!r:.200}")
+    return Lease(**{name: data[name] for name in names})
+
+
+def group_fields(group: Group) -> dict[str, Any]:
+    """A group as plain data; what it does not have is left out."""
+    fields = {field.name: getattr(group, field.name) for field in dataclasses.fields(Group)}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def groups_from(data: Any) -> list[Group]:
+    """The groups in plain data.
+
+    Raises:
+        BadFrame: a field is missing, or of a wrong type, rank or shape.
+    """
+    if not isinstance(data, Sequence):
+        raise BadFrame(f"groups must be a list, got {type(data).__name__}")
+    return [_group_from(fields) for fields in data]
+
+
+def _group_from(data: Any) -> Group:
+    """One checked group."""
+    if not isinstance(data, dict):
+        raise BadFrame(f"a group must be a map, got {type(data).__name__}")
+    for name in ("ticket", "version"):
+        if not isinstance(data.get(name), int):
+            raise BadFrame(f"group.{name} must be an integer, got {data.get(name)!r:.80}")
+    arrays = dict(_GROUP_ARRAYS)
+    if "behaviour_logp_GT" in data:
+        arrays["behaviour_logp_GT"] = (np.float32, 2)
+    for name, (dtype, rank) in arrays.items():
+        array = data.get(name)
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != rank:
+            raise BadFrame(f"group.{name} must be {np.dtype(dtype)} of rank {rank}")
+    size, room = data["response_GT"].shape
+    for name in arrays.keys() - {"prompt_S", "response_GT", "behaviour_logp_GT"}:
+        if data[name].shape != (size,):
+            raise BadFrame(f"group.{name} has shape {data[name].shape}, wanted {(size,)}")
+    if data.get("behaviour_logp_GT", data["response_GT"]).shape != (size, room):
+        raise BadFrame("group.behaviour_logp_GT must have the shape of group.response_GT")
+    if not ((data["length_G"] >= 1) & (data["length_G"] <= room)).all():
+        raise BadFrame(f"group.length_G must be from 1 to {room}")
+    return Group(ticket=data["ticket"], version=data["version"], **{n: data[n] for n in arrays})

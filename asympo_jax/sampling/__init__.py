@@ -1,0 +1,18 @@
+"""Responses from prompts."""
+
+from asympo_jax.sampling.draw import DrawParams, draw, draw_params, uniforms
+from asympo_jax.sampling.engine import EngineConfig, Responses, generate, response_keys
+from asympo_jax.sampling.evaluation import Accuracy, Evaluator
+
+__all__ = [
+    "Accuracy",
+    "DrawParams",
+    "EngineConfig",
+    "Evaluator",
+    "Responses",
+    "draw",
+    "draw_params",
+    "generate",
+    "response_keys",
+    "uniforms",
+]

@@ -1,0 +1,232 @@
+"""The sections of a resolved experiment as frozen dataclasses; each refuses values out of range."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from asympo_jax.learning import OptimizerConfig, StepConfig, WarmupConfig
+from asympo_jax.objectives import Objective
+from asympo_jax.runtime.tickets import Pacing
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerConfig:
+    """The learner.
+
+    Attributes:
+        platform: jax platform; empty for jax's own choice.
+        micro_batch: responses whose activations are held at once; 0 for the whole batch.
+        logp_chunk: tokens whose logits are held at once.
+    """
+
+    platform: str
+    micro_batch: int
+    logp_chunk: int
+
+    def __post_init__(self):
+        """Refuses values outside their range."""
+        _require(self, "learner", lambda x: x >= 0, "must not be negative", "micro_batch")
+        _require(self, "learner", lambda x: x >= 1, "must be at least 1", "logp_chunk")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """The samplers.
+
+    Attributes:
+        count: processes.
+        platform: jax platform of each.
+        visible_devices: value of CUDA_VISIBLE_DEVICES or TPU_VISIBLE_CHIPS; empty leaves it.
+        cores: CPU cores of each; 0 lets all share the samplers' half of the machine.
+        temperature: divides the logits.
+        top_k: keep the k most probable tokens; 0 keeps all.
+        top_p: keep the most probable tokens up to this mass; 1 keeps all.
+        min_p: keep tokens of at least this share of the largest probability; 0 keeps all.
+        max_prompt_tokens: room for a prompt.
+        max_response_tokens: longest response, stop token included.
+        segment: positions by which the decode cache grows.
+        prompts_per_lease: prompts worked at once; unset for `prompts_per_update`.
+        record_behaviour_logp: record log-probs even if the objective needs none, for diagnostics.
+    """
+
+    count: int
+    platform: str
+    visible_devices: str
+    cores: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    max_prompt_tokens: int
+    max_response_tokens: int
+    segment: int
+    prompts_per_lease: int
+    record_behaviour_logp: bool
+
+    def __post_init__(self):
+        """Refuses values that no sampler can work with."""
+        _require(
+            self,
+            "sampler",
+            lambda x: x >= 1,
+            "must be at least 1",
+            "count",
+            "max_prompt_tokens",
+            "max_response_tokens",
+            "segment",
+        )
+        _require(self, "sampler", lambda x: x >= 0, "must not be negative", "cores", "top_k")
+        _require(
+            self,
+            "sampler",
+            lambda x: 0 < x < math.inf,
+            "must be positive; greedy responses of a group are all alike and teach nothing",
+            "temperature",
+        )
+        _require(self, "sampler", lambda x: 0 < x <= 1, "must be above 0 and at most 1", "top_p")
+        _require(self, "sampler", lambda x: 0 <= x <= 1, "must be from 0 to 1", "min_p")
+        _require(
+            self,
+            "sampler",
+            lambda x: x in ("cpu", "cuda", "tpu"),
+            "must be 'cpu', 'cuda' or 'tpu'",
+            "platform",
+        )
+        if self.visible_devices and self.platform == "cpu":
+            raise ValueError(
+                f"sampler.visible_devices={self.visible_devices!r}: goes with sampler.platform "
+                "'cuda' or 'tpu', not 'cpu'"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation on held-out prompts.
+
+    Attributes:
+        every_updates: during training; 0 only before and after.
+        num_prompts: held-out prompts; at most what the task has.
+        samples_per_prompt: k of avg@k.
+    """
+
+    every_updates: int
+    num_prompts: int
+    samples_per_prompt: int
+
+    def __post_init__(self):
+        """Refuses values outside their range."""
+        _require(self, "eval", lambda x: x >= 0, "must not be negative", "every_updates")
+        _require(
+            self,
+            "eval",
+            lambda x: x >= 1,
+            "must be at least 1",
+            "num_prompts",
+            "samples_per_prompt",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints.
+
+    Attributes:
+        every_updates: 0 only at the end.
+        keep: newest ones kept.
+    """
+
+    every_updates: int
+    keep: int
+
+    def __post_init__(self):
+        """Refuses values outside their range."""
+        _require(self, "checkpoint", lambda x: x >= 0, "must not be negative", "every_updates")
+        _require(self, "checkpoint", lambda x: x >= 1, "must be at least 1", "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """What is written besides metrics.
+
+    Attributes:
+        rollouts_every_updates: readable samples; 0 writes none.
+        rollouts_groups: groups written each time.
+        tensorboard: whether to write TensorBoard events.
+    """
+
+    rollouts_every_updates: int
+    rollouts_groups: int
+    tensorboard: bool
+
+    def __post_init__(self):
+        """Refuses values outside their range."""
+        _require(
+            self,
+            "log",
+            lambda x: x >= 0,
+            "must not be negative",
+            "rollouts_every_updates",
+            "rollouts_groups",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """A whole experiment, checked. Sections are as in `default_config`.
+
+    Attributes:
+        seed: of prompts, draws and initial parameters.
+        group_size: responses a prompt (G).
+        pacing: order, lag and sizes of the run.
+        queue_capacity: bound of the queue of finished groups.
+        objective: with its options.
+        step: what the learner's step computes.
+        task_name: name or import path.
+        task_options: of the task's constructor.
+        model: all fields of `ModelConfig` but `vocab_size`, which the task's tokenizer gives.
+        optimizer: of the learner.
+        learner: its platform and memory.
+        sampler: processes and draws.
+        warmup: supervised steps before.
+        warmup_dir: where warm-ups are kept; None for beside the workdir.
+        eval: evaluation.
+        checkpoint: checkpoints.
+        log: what is written.
+        runtime_name: `local` or `sync`.
+        stall_s: seconds that the learner waits for a group before it gives up.
+        snapshot_dir: where snapshots are put; None for the RAM disk.
+        source: the resolved ConfigDict as plain data, what `config.json` holds.
+    """
+
+    seed: int
+    group_size: int
+    pacing: Pacing
+    queue_capacity: int
+    objective: Objective
+    step: StepConfig
+    task_name: str
+    task_options: Mapping[str, Any]
+    model: Mapping[str, Any]
+    optimizer: OptimizerConfig
+    learner: LearnerConfig
+    sampler: SamplerConfig
+    warmup: WarmupConfig
+    warmup_dir: str | None
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+    runtime_name: str
+    stall_s: float
+    snapshot_dir: str | None
+    source: Mapping[str, Any]
+
+
+def _require(
+    section: Any, name: str, allowed: Callable[[Any], bool], words: str, *fields: str
+) -> None:
+    """Raises a `ValueError` that names the field and its value unless `allowed` holds."""
+    for field in fields:
+        value = getattr(section, field)
+        if not allowed(value):
+            raise ValueError(f"{name}.{field}={value!r}: {words}")

@@ -1,0 +1,49 @@
+"""What a task is: prompts, a reward, and (for a warm-up) written-out answers."""
+
+import abc
+
+from asympo_jax.tokenizers import Tokenizer
+from asympo_jax.types import Prompt
+
+
+class Task(abc.ABC):
+    """Prompts and rewards of one kind of problem. Knows nothing of models.
+
+    Your own task is a subclass found by its import path, `--config.task.name=my_module:MyTask`. Its
+    constructor's keyword arguments are the options that a config may set under `task`.
+
+    Attributes:
+        tokenizer: text to ids and back, for prompts and responses of this task.
+        num_train: number of training prompts.
+        num_eval: number of held-out prompts.
+    """
+
+    tokenizer: Tokenizer
+    num_train: int
+    num_eval: int
+
+    @abc.abstractmethod
+    def train_prompt(self, index: int) -> Prompt:
+        """The training prompt at `index`, 0 ≤ index < num_train. Pure."""
+
+    @abc.abstractmethod
+    def eval_prompt(self, index: int) -> Prompt:
+        """The held-out prompt at `index`, 0 ≤ index < num_eval. Pure; never a training prompt."""
+
+    @abc.abstractmethod
+    def reward(self, prompt: Prompt, text: str) -> float:
+        """A finite reward for the response `text`. Pure; must accept any text."""
+
+    def correct(self, prompt: Prompt, text: str) -> bool:
+        """Whether the response counts as right in accuracies; by default, if its reward is ≥ 1."""
+        return self.reward(prompt, text) >= 1.0
+
+    def demonstration(self, index: int) -> tuple[str, str]:
+        """A (prompt text, response text) pair for the supervised warm-up; pure in `index` ≥ 0.
+
+        Raises:
+            ValueError: the task has no written-out answers.
+        """
+        raise ValueError(
+            f"warmup.num_steps must be 0: task {type(self).__name__} has no demonstrations"
+        )

@@ -1,0 +1,42 @@
+"""Finds a task by name or by import path."""
+
+import importlib
+import inspect
+from typing import Any
+
+from asympo_jax.tasks.base import Task
+
+_TASKS = {
+    "arithmetic": "asympo_jax.tasks.arithmetic:Arithmetic",
+    "gsm8k": "asympo_jax.tasks.gsm8k:Gsm8k",
+}
+
+
+def make_task(name: str, **options: Any) -> Task:
+    """The task called `name`, or the class at import path `my_module:MyTask`.
+
+    Args:
+        name: a name of this package or an import path.
+        **options: keyword arguments of the task's constructor.
+
+    Raises:
+        ValueError: an unknown name, a path that does not lead to a `Task`, an unknown option.
+    """
+    path = name if ":" in name else _TASKS.get(name)
+    if path is None:
+        raise ValueError(
+            f"task.name={name!r}: must be one of {sorted(_TASKS)} or an import path like "
+            "'my_module:MyTask'"
+        )
+    module_name, _, attribute = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"task.name={name!r}: cannot be imported ({error})") from error
+    if not (inspect.isclass(found) and issubclass(found, Task)):
+        raise ValueError(f"task.name={name!r}: must be a subclass of asympo_jax.tasks.Task")
+    allowed = [p for p in inspect.signature(found).parameters if p != "self"]
+    for option in options:
+        if option not in allowed:
+            raise ValueError(f"task.{option} is not an option of task {name!r}; it has {allowed}")
+    return found(**options)

@@ -1,0 +1,33 @@
+"""Trains: `python -m asympo_jax.train --config=configs/arithmetic.py --workdir=DIR`.
+
+The same command on the same workdir carries on where it stopped.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+
+from asympo_jax import command, training
+from asympo_jax.config import resolve
+
+_CONFIG = command.define_config_flag()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+
+
+def main() -> None:
+    """Checks the config, runs the experiment, says what came out."""
+    workdir = pathlib.Path(_WORKDIR.value)
+    with command.refusals():
+        prepared = training.prepare(resolve(_CONFIG.value), workdir)
+    if prepared.result is not None:
+        sys.stderr.write(f"{workdir}: already complete\n")
+    result = prepared.run()
+    sys.stdout.write(
+        f"{workdir}: {result['updates']} updates, accuracy {result['eval/accuracy']:.3f}, "
+        f"parameters_sha256 {result['parameters_sha256'][:16]}…, {result['wall_s']:.0f} s\n"
+    )
+
+
+if __name__ == "__main__":
+    command.run(main)

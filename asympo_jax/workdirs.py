@@ -1,0 +1,91 @@
+"""A run's directory: what is in it, whether it fits the config, what is left to do.
+
+config.json  metrics.jsonl  result.json  checkpoints/  rollouts/  report/  tensorboard/
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from asympo_jax.config import read_json
+from asympo_jax.settings import ExperimentConfig
+
+# What may change between two calls on one workdir: nothing that the numbers depend on.
+_FREE = ("num_updates", "eval.", "checkpoint.", "log.", "runtime.", "queue.", "sampler.count")
+
+
+def prepare(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] | None:
+    """Makes the directory ready; returns the result of a run that is already complete.
+
+    Raises:
+        ValueError: it cannot be used, or holds a run of another config.
+    """
+    check_writable(workdir)
+    path = workdir / "config.json"
+    if path.exists():
+        _require_same(workdir, read_json(path), config.source)
+    elif (workdir / "metrics.jsonl").exists():
+        raise ValueError(f"workdir={workdir}: has metrics.jsonl but no config.json, use another")
+    result_path = workdir / "result.json"
+    if result_path.exists():
+        result = read_json(result_path)
+        if result.get("updates", 0) >= config.pacing.num_updates:
+            return result
+    _replace(path, json.dumps(config.source, indent=2, sort_keys=True) + "\n")
+    return None
+
+
+def check_writable(workdir: pathlib.Path) -> None:
+    """Makes the directory, and refuses one that this process cannot read and write.
+
+    Raises:
+        ValueError: naming the directory and what is wrong with it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".write-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+        list(workdir.iterdir())
+    except OSError as error:
+        raise ValueError(f"workdir={workdir}: must be a directory that can be read and written "
+                         f"({error.strerror})") from error  # fmt: skip
+
+
+def warmup_directory(config: ExperimentConfig, workdir: pathlib.Path) -> pathlib.Path:
+    """Where warm-ups are kept: given, or beside the workdir, so that sibling runs share them."""
+    return pathlib.Path(config.warmup_dir) if config.warmup_dir else workdir.parent / "warmup"
+
+
+def write_result(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
+    """Writes `result.json`."""
+    _replace(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def _require_same(workdir: pathlib.Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses a config that differs from the one that the workdir was started with."""
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name) and not name.startswith(_FREE):
+            raise ValueError(
+                f"{name}={new.get(name)!r}: workdir={workdir} was started with "
+                f"{old.get(name)!r}; use another workdir"
+            )
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of a nested mapping."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    """Writes a file beside its name and renames it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    os.replace(partial, path)

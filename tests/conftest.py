@@ -1,0 +1,49 @@
+"""The conditions of every test: CPU, eight simulated devices, strict numerics, checked shapes."""
+
+import os
+import sys
+
+assert "jax" not in sys.modules, "jax was imported before its devices could be chosen"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import optax  # noqa: E402
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def promoting(function):
+    """`function` under jax's standard promotion."""
+
+    def promoted(*args, **kwargs):
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return promoted
+
+
+def making_promoting(make):
+    """`make`, with what it makes under jax's standard promotion."""
+    return lambda *args, **kwargs: promoting(make(*args, **kwargs))
+
+
+# Optax mixes floats and integer counts in these, which strict promotion refuses.
+optax.tree.bias_correction = promoting(optax.tree.bias_correction)
+optax.cosine_decay_schedule = making_promoting(optax.cosine_decay_schedule)
+optax.warmup_cosine_decay_schedule = making_promoting(optax.warmup_cosine_decay_schedule)
+
+# Shapes and types of the pure floors are checked at every call; users do not pay for it.
+# Packages are decorated as they are imported, so that none may be imported above this line.
+CHECKED_PACKAGES = [
+    "asympo_jax.objectives",
+    "asympo_jax.models",
+    "asympo_jax.sampling",
+    "asympo_jax.learning",
+]
+assert not any(name.startswith("asympo_jax.") for name in sys.modules)
+jaxtyping.install_import_hook(CHECKED_PACKAGES, "beartype.beartype")
