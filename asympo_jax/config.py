@@ -71,7 +71,7 @@ def default_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(
         {
             "seed": 0,
-            "num_updates": 150,
+            "num_updates": 200,
             "prompts_per_update": 32,
             "group_size": 8,
             "lag": 16,
@@ -98,7 +98,7 @@ def default_config() -> ml_collections.ConfigDict:
             "sampler": {**_SAMPLER, "prompts_per_lease": unset(int)},
             "queue": {"capacity": unset(int)},
             "warmup": {
-                "num_steps": 400,
+                "num_steps": 320,
                 "batch_size": 128,
                 "learning_rate": 3e-3,
                 "dir": unset(str),
@@ -247,19 +247,15 @@ def _pacing(config: ml_collections.ConfigDict) -> Pacing:
 
 
 def _queue_capacity(config: ml_collections.ConfigDict) -> int:
-    """The queue's bound: given, or room for everything that samplers may be ahead."""
-    updates_waiting = max(1, config.lag - 1)
-    needed = updates_waiting * config.prompts_per_update
+    """The queue's bound: given, or room for all that samplers may be ahead."""
+    needed = max(1, config.lag) * config.prompts_per_update
     capacity = config.queue.capacity
-    if capacity is None:
-        return max(1, config.lag) * config.prompts_per_update
-    if capacity < needed:
+    if capacity is not None and capacity < needed:
         raise ValueError(
-            f"queue.capacity={capacity}: can't hold lag={config.lag}; one batch trains, one is "
-            f"sampled and the rest waits, so it must be at least {needed} groups "
-            f"(max(1, lag - 1) * prompts_per_update)"
+            f"queue.capacity={capacity}: can't hold lag={config.lag}; samplers can be that far "
+            f"ahead only if it has room for {needed} groups, max(1, lag) * prompts_per_update"
         )
-    return capacity
+    return needed if capacity is None else capacity
 
 
 def _step(config: ml_collections.ConfigDict, objective: objectives.Objective) -> StepConfig:

@@ -179,7 +179,7 @@ class ExperimentConfig:
         seed: of prompts, draws and initial parameters.
         group_size: responses a prompt (G).
         pacing: order, lag and sizes of the run.
-        queue_capacity: bound of the queue of finished groups.
+        queue_capacity: bound of the queue: groups finished, and room reserved for those at work.
         objective: with its options.
         step: what the learner's step computes.
         task_name: name or import path.

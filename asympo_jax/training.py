@@ -33,6 +33,7 @@ from asympo_jax.runtime.metrics import MetricsWriter
 from asympo_jax.runtime.sampler import SamplerLoop
 from asympo_jax.runtime.snapshots import SnapshotStore, make_snapshot_directory, parameters_sha256
 from asympo_jax.settings import ExperimentConfig
+from asympo_jax.tasks import RewardError
 from asympo_jax.warmup_cache import warmed_up_params
 
 _STOP_TIMEOUT_S = 20.0
@@ -123,7 +124,7 @@ class _Run:
             after = evaluate(state.params)
             self._save(checkpointer, broker, state)
             writer.close()
-        except (Closed, Stalled, NonFinite) as failure:
+        except (Closed, Stalled, NonFinite, RewardError) as failure:
             broker.close(str(failure))
             raise RunFailed(str(failure)) from failure
         finally:

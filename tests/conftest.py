@@ -37,6 +37,19 @@ optax.tree.bias_correction = promoting(optax.tree.bias_correction)
 optax.cosine_decay_schedule = making_promoting(optax.cosine_decay_schedule)
 optax.warmup_cosine_decay_schedule = making_promoting(optax.warmup_cosine_decay_schedule)
 
+# JAX rebuilds pytrees from leaves that are no arrays, which the check of a dataclass's fields would
+# refuse (jaxtyping#277). Functions that take or return one are checked like the others.
+register_dataclass = jax.tree_util.register_dataclass
+
+
+def register_unchecked_dataclass(cls, *args, **kwargs):
+    """`jax.tree_util.register_dataclass`, and the class stays out of the import hook."""
+    cls.__no_type_check__ = True
+    return register_dataclass(cls, *args, **kwargs)
+
+
+jax.tree_util.register_dataclass = register_unchecked_dataclass
+
 # Shapes and types of the pure floors are checked at every call; users do not pay for it.
 # Packages are decorated as they are imported, so that none may be imported above this line.
 CHECKED_PACKAGES = [

@@ -23,6 +23,7 @@ def make_batch(groups: Sequence[Group], group_size: int, num_positions: int) -> 
     row = 0
     for group in groups:
         assert len(group.length_G) == group_size, (len(group.length_G), group_size)
+        assert (group.behaviour_logp_GT is not None) == has_logp, group.ticket
         start = len(group.prompt_S)
         for member, length in enumerate(group.length_G):
             end = start + int(length)
@@ -30,8 +31,7 @@ def make_batch(groups: Sequence[Group], group_size: int, num_positions: int) -> 
             tokens_BT[row, :start] = group.prompt_S
             tokens_BT[row, start:end] = group.response_GT[member, :length]
             drawn_BT[row, start:end] = True
-            if has_logp:
-                assert group.behaviour_logp_GT is not None
+            if group.behaviour_logp_GT is not None:
                 logp_BT[row, start:end] = group.behaviour_logp_GT[member, :length]
             row += 1
     return Batch(

@@ -11,7 +11,8 @@ class OptimizerConfig:
 
     Attributes:
         learning_rate: peak.
-        warmup_updates: updates over which the rate rises linearly from 0.
+        warmup_updates: updates over which the rate rises linearly: update n of the first w has the
+            peak times (n + 1) / w.
         decay_updates: updates after which the rate has fallen to 0 along a cosine; 0 keeps it.
         b1: decay of the first moment.
         b2: decay of the second moment.
@@ -52,15 +53,13 @@ class OptimizerConfig:
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """The optax transformation of a config."""
-    peak, rise = config.learning_rate, config.warmup_updates
+    peak = config.learning_rate
+    first = peak / max(1, config.warmup_updates)
+    num_rising = max(0, config.warmup_updates - 1)
     if config.decay_updates:
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0 if rise else peak, peak, rise, config.decay_updates
-        )
-    elif rise:
-        schedule = optax.linear_schedule(peak / rise, peak, rise - 1) if rise > 1 else peak
+        schedule = optax.warmup_cosine_decay_schedule(first, peak, num_rising, config.decay_updates)
     else:
-        schedule = peak
+        schedule = optax.linear_schedule(first, peak, num_rising) if num_rising else peak
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     adam = optax.adamw(
         schedule, config.b1, config.b2, config.epsilon, weight_decay=config.weight_decay

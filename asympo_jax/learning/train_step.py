@@ -90,7 +90,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         policy = dataclasses.replace(policy, logp_BT=logp_BT)
         weight_BT = objectives.token_weight(objective, policy)
-        metrics = objectives.diagnostics(policy, weight_BT, config.group_size)
+        metrics = objectives.diagnostics(policy, weight_BT)
         metrics |= objective.report(policy)
         metrics |= {
             "loss": objectives.aggregate_loss(objective, policy, weight_BT),
@@ -126,20 +126,23 @@ def _gradient(
     policy: objectives.PolicyBatch,
 ) -> tuple[Any, Array, Array]:
     """Gradient of the loss, and the log-probs and entropies of all tokens."""
-    totals = policy.totals
 
-    def loss_share(params: Any, rows: tuple[Array, objectives.PolicyBatch]) -> tuple[Array, Any]:
-        tokens_MT, policy_M = rows
+    def loss_share(params: Any, rows: tuple[Array, dict[str, Array]]) -> tuple[Array, Any]:
+        tokens_MT, fields_M = rows
         hidden_MTD, _ = hidden_states(model, params, tokens_MT)
         logp_MT, entropy_MT = token_logp(
             hidden_MTD, head_matrix(model, params), tokens_MT, config.temperature, config.logp_chunk
         )
-        policy_M = dataclasses.replace(policy_M, logp_BT=logp_MT, totals=totals)
+        policy_M = dataclasses.replace(policy, **fields_M, logp_BT=logp_MT)
         weight_MT = objectives.token_weight(objective, policy_M)
         return objectives.aggregate_loss(objective, policy_M, weight_MT), (logp_MT, entropy_MT)
 
-    rows = (tokens_BT, dataclasses.replace(policy, totals=None))
+    fields_B = {
+        "mask_BT": policy.mask_BT,
+        "advantage_B": policy.advantage_B,
+        "behaviour_logp_BT": policy.behaviour_logp_BT,
+    }
     gradient, _, (logp_BT, entropy_BT) = summed_gradient(
-        loss_share, params, rows, config.micro_batch
+        loss_share, params, (tokens_BT, fields_B), config.micro_batch
     )
     return gradient, logp_BT, entropy_BT

@@ -67,7 +67,7 @@ def make_warmup_step(
     """The jitted step `(state, tokens_BT, scored_BT) -> (state, loss)`; the state is donated."""
 
     def step(state: TrainState, tokens_BT: Array, scored_BT: Array):
-        num_scored = scored_BT.sum().astype(jnp.float32)
+        num_scored = jnp.maximum(scored_BT.sum(), 1).astype(jnp.float32)
 
         def loss_share(params: Any, rows: tuple[Array, Array]) -> tuple[Array, None]:
             tokens_MT, scored_MT = rows

@@ -5,6 +5,7 @@ the transformer itself knows nothing of caches.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -82,14 +83,15 @@ def make_attend_decoding(
         q_BKqH = q_B1NH.reshape(num_rows, num_kv_heads, queries_per_kv, head_width)
         q_PGKqH = q_BKqH.reshape(num_prompts, group_size, num_kv_heads, queries_per_kv, head_width)
 
-        prompt_scores = jnp.einsum("pgkqh,pskh->pgkqs", q_PGKqH, cache.prompt.k)
+        scores_of = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        prompt_scores = scores_of("pgkqh,pskh->pgkqs", q_PGKqH, cache.prompt.k)
         prompt_scores = prompt_scores.reshape(num_rows, num_kv_heads, queries_per_kv, -1)
-        own_scores = jnp.einsum("bkqh,bskh->bkqs", q_BKqH, own_k)
+        own_scores = scores_of("bkqh,bskh->bkqs", q_BKqH, own_k)
         prompt_mask_BS = jnp.repeat(prompt_mask_PS, group_size, axis=0)
         own_mask_S = jnp.arange(own_k.shape[1]) <= step
         own_mask_BS = jnp.broadcast_to(own_mask_S, (num_rows, own_k.shape[1]))
         mask = jnp.concatenate([prompt_mask_BS, own_mask_BS], axis=1)[:, None, None]
-        scores = jnp.concatenate([prompt_scores, own_scores], axis=-1).astype(jnp.float32)
+        scores = jnp.concatenate([prompt_scores, own_scores], axis=-1)
         scores = jnp.where(mask, scores * head_width**-0.5, _MASKED_SCORE)
         probs = jax.nn.softmax(scores, axis=-1).astype(q_B1NH.dtype)
 

@@ -55,6 +55,9 @@ def group_advantages(
     if center == "leave_one_out":
         advantage_PG = advantage_PG * (group_size / (group_size - 1))
     if scale == "std":
-        variance_P1 = jnp.square(centred_PG).mean(axis=1, keepdims=True)
-        advantage_PG = advantage_PG / jnp.sqrt(jnp.where(flat_P1, 1.0, variance_P1))
+        # In units of the largest, so that no square leaves the range of float32.
+        unit_P1 = jnp.abs(centred_PG).max(axis=1, keepdims=True)
+        unit_P1 = jnp.where(flat_P1, 1.0, unit_P1)
+        mean_square_P1 = jnp.square(centred_PG / unit_P1).mean(axis=1, keepdims=True)
+        advantage_PG = advantage_PG / unit_P1 / jnp.sqrt(jnp.where(flat_P1, 1.0, mean_square_P1))
     return advantage_PG

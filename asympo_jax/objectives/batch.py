@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
@@ -14,7 +15,7 @@ class BatchTotals:
     Attributes:
         num_responses: responses with at least one token.
         num_tokens: tokens in the mask.
-        num_degenerate: responses in groups whose advantages are all 0.
+        num_degenerate: those of them in groups whose advantages are all 0.
     """
 
     num_responses: Float[Array, ""]
@@ -51,8 +52,10 @@ def batch_totals(
 ) -> BatchTotals:
     """The counts of a whole batch of complete groups."""
     flat_P = (advantage_B.reshape(-1, group_size) == 0).all(axis=1)
+    has_tokens_B = mask_BT.any(axis=1)
+    degenerate_B = has_tokens_B & jnp.repeat(flat_P, group_size)
     return BatchTotals(
-        num_responses=mask_BT.any(axis=1).sum().astype(advantage_B.dtype),
+        num_responses=has_tokens_B.sum().astype(advantage_B.dtype),
         num_tokens=mask_BT.sum().astype(advantage_B.dtype),
-        num_degenerate=(flat_P.sum() * group_size).astype(advantage_B.dtype),
+        num_degenerate=degenerate_B.sum().astype(advantage_B.dtype),
     )

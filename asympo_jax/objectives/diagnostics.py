@@ -1,6 +1,6 @@
 """What to watch: scale imbalance, balance of the loss, weights and ratios.
 
-Everything here is a scalar, float32, without gradient.
+Everything here is a scalar without gradient, of the type of the log-probs.
 """
 
 import jax
@@ -12,9 +12,7 @@ from asympo_jax.objectives.masked import masked, masked_mean, response_mean
 from asympo_jax.objectives.weights import log_ratio
 
 
-def diagnostics(
-    batch: PolicyBatch, weight_BT: Float[Array, "B T"], group_size: int
-) -> dict[str, Float[Array, ""]]:
+def diagnostics(batch: PolicyBatch, weight_BT: Float[Array, "B T"]) -> dict[str, Float[Array, ""]]:
     """The metrics of a whole batch under one objective.
 
     Returns:
@@ -31,13 +29,13 @@ def diagnostics(
     mask_BT, advantage_B = batch.mask_BT, batch.advantage_B
     nll_BT = masked(-batch.logp_BT, mask_BT)
     nll_B = response_mean(nll_BT, mask_BT)
-    positive_B, negative_B = advantage_B > 0, advantage_B < 0
+    has_tokens_B = mask_BT.any(axis=1)
+    positive_B, negative_B = (advantage_B > 0) & has_tokens_B, (advantage_B < 0) & has_tokens_B
     nll_positive, nll_negative = masked_mean(nll_B, positive_B), masked_mean(nll_B, negative_B)
     value_B = advantage_B * response_mean(weight_BT * nll_BT, mask_BT)
     num_responses = jnp.maximum(batch.totals.num_responses, 1.0)
     balance_positive = masked(value_B, positive_B).sum() / num_responses
     balance_negative = masked(value_B, negative_B).sum() / num_responses
-    flat_P = (advantage_B.reshape(-1, group_size) == 0).all(axis=1)
     metrics = {
         "nll/positive": nll_positive,
         "nll/negative": nll_negative,
@@ -48,7 +46,7 @@ def diagnostics(
         "weight/mean": masked_mean(weight_BT, mask_BT),
         "weight/max": masked(weight_BT, mask_BT).max(),
         "weight/ess": _effective_share(weight_BT, mask_BT),
-        "group/degenerate_share": flat_P.mean(dtype=jnp.float32),
+        "group/degenerate_share": batch.totals.num_degenerate / num_responses,
         "response/length": batch.totals.num_tokens / num_responses,
     }
     if batch.behaviour_logp_BT is not None:

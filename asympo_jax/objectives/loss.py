@@ -130,12 +130,24 @@ def policy_loss(
         `objective.report`. An empty mask gives 0.
 
     Raises:
-        ValueError: an array that the objective needs is missing, or B is no multiple of G.
+        ValueError: an array that the objective needs is missing, one has a wrong shape, or B is no
+            multiple of G.
     """
-    if logp_BT.shape[0] % group_size:
+    num_responses = logp_BT.shape[0]
+    if group_size < 1 or num_responses % group_size:
         raise ValueError(
-            f"group_size={group_size}: must divide the number of responses, {logp_BT.shape[0]}"
+            f"group_size={group_size}: must divide the number of responses, {num_responses}"
         )
+    if advantage_B.shape != (num_responses,):
+        raise ValueError(f"advantage_B: shape {advantage_B.shape}, must be ({num_responses},)")
+    others = {
+        "behaviour_logp_BT": behaviour_logp_BT,
+        "proximal_logp_BT": proximal_logp_BT,
+        "reference_logp_BT": reference_logp_BT,
+    }
+    for name, x in {"mask_BT": mask_BT, **others}.items():
+        if x is not None and x.shape != logp_BT.shape:
+            raise ValueError(f"{name}: shape {x.shape}, must be that of logp_BT, {logp_BT.shape}")
     dtype = jnp.promote_types(logp_BT.dtype, jnp.float32)
     advantage_B = advantage_B.astype(dtype)
     batch = PolicyBatch(
@@ -143,12 +155,10 @@ def policy_loss(
         mask_BT=mask_BT,
         advantage_B=advantage_B,
         totals=batch_totals(mask_BT, advantage_B, group_size),
-        behaviour_logp_BT=behaviour_logp_BT,
-        proximal_logp_BT=proximal_logp_BT,
-        reference_logp_BT=reference_logp_BT,
+        **{name: None if x is None else x.astype(dtype) for name, x in others.items()},
     )
     weight_BT = token_weight(objective, batch)
-    metrics = diagnostics(batch, weight_BT, group_size) | objective.report(batch)
+    metrics = diagnostics(batch, weight_BT) | objective.report(batch)
     return aggregate_loss(objective, batch, weight_BT), metrics
 
 
@@ -188,7 +198,7 @@ def _import_objective(path: str) -> Objective:
     module_name, _, attribute = path.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"objective.name={path!r}: cannot be imported ({error})") from error
     if not isinstance(found, Objective):
         raise ValueError(f"objective.name={path!r}: must be an asympo_jax.objectives.Objective")

@@ -17,6 +17,11 @@ def masked_mean(x: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array
     return masked(x, mask).sum() / jnp.maximum(mask.sum(), 1).astype(x.dtype)
 
 
+def masked_share(flag: Bool[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
+    """Share of the true entries of the mask whose flag is true; 0 where there are none."""
+    return (flag & mask).sum() / jnp.maximum(mask.sum(), 1)
+
+
 def response_mean(x_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T"]) -> Float[Array, " B"]:
     """Mean of each response over its own tokens; 0 for a response without tokens."""
     length_B = jnp.maximum(mask_BT.sum(axis=1), 1).astype(x_BT.dtype)

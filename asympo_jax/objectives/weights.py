@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from asympo_jax.objectives.batch import PolicyBatch
-from asympo_jax.objectives.masked import masked_mean, response_mean
+from asympo_jax.objectives.masked import masked_share, response_mean
 
 # exp(20) is 5e8: beyond it a ratio carries no information, and float32 overflows at 88.
 _MAX_LOG_RATIO = 20.0
@@ -72,7 +72,7 @@ def report_floor(batch: PolicyBatch, floor: float = 1e-3) -> dict[str, Array]:
     Those have less than their zero-sum share of the loss.
     """
     nll_B = response_mean(-batch.logp_BT, batch.mask_BT)
-    return {"weight/floor_share": masked_mean((nll_B <= floor) * 1.0, batch.mask_BT.any(axis=1))}
+    return {"weight/floor_share": masked_share(nll_B <= floor, batch.mask_BT.any(axis=1))}
 
 
 def grpo(
@@ -102,8 +102,8 @@ def report_clip(
     """`clip/{high,low}`: share of tokens that `grpo` drops on either side."""
     dropped_high_BT, dropped_low_BT = _clipped(batch, clip_low, clip_high, dual_clip)
     return {
-        "clip/high": masked_mean(dropped_high_BT * 1.0, batch.mask_BT),
-        "clip/low": masked_mean(dropped_low_BT * 1.0, batch.mask_BT),
+        "clip/high": masked_share(dropped_high_BT, batch.mask_BT),
+        "clip/low": masked_share(dropped_low_BT, batch.mask_BT),
     }
 
 

@@ -1,13 +1,14 @@
 """The broker: hands out leases, keeps the bounded queue of finished groups, forms batches.
 
 Plain Python behind one lock; it knows nothing of processes or transports. Samplers call `lease` and
-`submit`, the learner `next_batch` and `complete`. Every call blocks on a condition until it can be
-answered, or raises `Closed` with the cause that ended the run; nothing polls.
+`submit`, the learner `next_batch` and `complete`. `lease` and `next_batch` block on a condition
+until they can be answered, or raise `Closed` with the cause that ended the run; nothing polls.
 
-The bound on lag is kept by pacing: a lease starts only if every live ticket can still be trained in
-time (`_may_lease`), and a batch is formed only if the rest can (`_select`). The bound on the queue
-is kept at `submit`: a group enters only while every live ticket that is due before it still finds
-its place, so whatever the learner waits for can always come in. No finished group is thrown away.
+Everything is bounded where work begins, so nothing that was worked on ever waits at a door or is
+thrown away. A lease starts only if every live ticket can still be trained within the lag, and if
+the queue has room left for its groups: room is reserved with the lease. Tickets that come back from
+a lost sampler go first, into the room that they had. A batch is formed only if what stays can still
+be trained in time.
 """
 
 import collections
@@ -89,7 +90,7 @@ class Broker:
             return lease
 
     def submit(self, lease: Lease, groups: Sequence[Group], busy_s: float) -> None:
-        """Puts a lease's groups into the queue; blocks until they fit.
+        """Puts a lease's groups into the room that was reserved for them; never blocks.
 
         Args:
             lease: as it was given out.
@@ -101,19 +102,19 @@ class Broker:
         """
         tickets = [group.ticket for group in groups]
         with self._changed:
+            if self._closed is not None:
+                raise self._closed
             assert self._leases.get(lease.number) == lease, lease
             assert tickets == list(self._pacing.tickets_of_lease(lease.number)), (lease, tickets)
             assert all(group.version == lease.version for group in groups), lease
-            self._sampled = self._sampled.plus(groups, busy_s)
             for group in groups:
-                if group.ticket not in self._ledger.live:
-                    continue  # already trained before the run was resumed
-                self._wait_for(lambda group=group: self._fits(group))
-                self._ledger.finish(group.ticket)
-                self._queue[group.ticket] = group
-                assert len(self._queue) <= self._capacity
-                self._changed.notify_all()
+                if group.ticket in self._ledger.live:  # else trained before the run was resumed
+                    self._ledger.finish(group.ticket)
+                    self._queue[group.ticket] = group
+            assert len(self._queue) <= self._capacity
             del self._leases[lease.number]
+            self._sampled = self._sampled.plus(groups, busy_s)
+            self._changed.notify_all()
 
     def abandon(self, lease: Lease) -> None:
         """Takes a lease back from a sampler that is gone; its tickets wait again."""
@@ -209,36 +210,20 @@ class Broker:
             raise self._closed
 
     def _may_lease(self) -> bool:
-        """Whether another lease can start and still be trained within the bound."""
+        """Whether another lease can start within the bounds on lag and queue."""
         if self._version is None:
             return False
-        pacing = self._pacing
+        pacing, size = self._pacing, self._pacing.prompts_per_lease
         if not self._waiting and self._ledger.issued >= pacing.num_tickets:
             return False
-        size = pacing.prompts_per_lease
+        if len(self._queue) + (len(self._leases) + 1) * size > self._capacity:
+            return False
         number = self._waiting[0] if self._waiting else self._ledger.issued // size
         if pacing.order == "ticket":
             return pacing.version_for(number * size) <= self._version
         # Updates version … version + lag can train this many, the batch at work included.
         room = (pacing.lag + 1) * pacing.prompts_per_update
         return bool(self._waiting) or len(self._ledger.live) + size <= room
-
-    def _due_order(self, ticket: int) -> tuple[int, int]:
-        """Sorts live tickets by the update at which they are due."""
-        version = self._ledger.live[ticket].version
-        assert version is not None
-        return version, ticket
-
-    def _fits(self, group: Group) -> bool:
-        """Whether a group may enter the queue: all that are due before it keep their places."""
-        if len(self._queue) + len(self._leases) * self._pacing.prompts_per_lease <= self._capacity:
-            return True  # room for everything that is out, whatever its order
-        mine = self._due_order(group.ticket)
-        earlier = sum(
-            live.state is TicketState.LEASED and self._due_order(ticket) < mine
-            for ticket, live in self._ledger.live.items()
-        )
-        return len(self._queue) + earlier < self._capacity
 
     def _select(self) -> list[Group] | None:
         """The next batch, or None while it is not there."""
@@ -255,6 +240,12 @@ class Broker:
         if len(chosen) < pacing.prompts_per_update or not self._rest_in_time(set(chosen), update):
             return None
         return [self._queue[ticket] for ticket in sorted(chosen)]
+
+    def _due_order(self, ticket: int) -> tuple[int, int]:
+        """Sorts live tickets by the update at which they are due."""
+        version = self._ledger.live[ticket].version
+        assert version is not None
+        return version, ticket
 
     def _rest_in_time(self, chosen: set[int], update: int) -> bool:
         """Whether every other live ticket can still be trained by the update at which it is due."""

@@ -29,7 +29,7 @@ class LeaseSource(Protocol):
         ...
 
     def submit(self, lease: Lease, groups: Sequence[Group], busy_s: float) -> None:
-        """Hands in the groups of a lease; blocks until they fit."""
+        """Hands in the groups of a lease."""
         ...
 
 

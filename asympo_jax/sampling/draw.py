@@ -43,11 +43,15 @@ def draw_params(
 
 
 def uniforms(key_data_B2: Array, step: Int[Array, ""]) -> Float[Array, " B"]:
-    """One number in [0, 1) a row, from the row's key and the position of the token."""
+    """One number in (0, 1) a row, from the row's key and the position of the token.
+
+    They are the centres of 2²³ equal cells: an exact 0 would draw the first token that has any
+    mass, however small.
+    """
 
     def one(key_data: Array) -> Array:
         key = jax.random.wrap_key_data(key_data, impl="threefry2x32")
-        return jax.random.uniform(jax.random.fold_in(key, step))
+        return jax.random.uniform(jax.random.fold_in(key, step)) + 2.0**-24
 
     return jax.vmap(one)(key_data_B2)
 
@@ -56,6 +60,11 @@ def draw(
     logits_BV: Float[Array, "B V"], uniform_B: Float[Array, " B"], params: DrawParams
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """A token a row and its log-probability.
+
+    Args:
+        logits_BV: scores of the tokens.
+        uniform_B: where to cut each row's distribution function, in (0, 1).
+        params: temperature and cuts.
 
     Returns:
         Tokens, and `log softmax(logits / temperature)` of them *before* top-k, top-p and min-p cut
@@ -67,12 +76,12 @@ def draw(
     logp_BV = jax.nn.log_softmax(logits_BV.astype(jnp.float32) / temperature, axis=1)
     cuts = (params.top_k > 0) | (params.top_p < 1) | (params.min_p > 0)
     kept_BV = jax.lax.cond(cuts, _cut, lambda logp_BV, _: jnp.exp(logp_BV), logp_BV, params)
-    mass_BV = jnp.cumsum(kept_BV, axis=1)
-    # u < 1 and the strict comparison skip tokens of no mass at either end.
-    target_B1 = uniform_B[:, None] * mass_BV[:, -1:]
-    drawn_B = (mass_BV <= target_B1).sum(axis=1)
+    # A parallel sum of numbers ≥ 0 may fall, or rise across a 0, by rounding: only tokens of some
+    # mass may be drawn, and the largest of their sums is the total.
+    mass_BV = jnp.where(kept_BV > 0, jnp.cumsum(kept_BV, axis=1), 0.0)
+    target_B1 = uniform_B[:, None] * mass_BV.max(axis=1, keepdims=True)
+    drawn_B = jnp.argmax(mass_BV > target_B1, axis=1)
     token_B = jnp.where(greedy, jnp.argmax(logits_BV, axis=1), drawn_B).astype(jnp.int32)
-    token_B = jnp.minimum(token_B, logits_BV.shape[1] - 1)
     return token_B, jnp.take_along_axis(logp_BV, token_B[:, None], axis=1)[:, 0]
 
 
@@ -86,7 +95,8 @@ def _cut(logp_BV: Array, params: DrawParams) -> Array:
     top_k = jnp.where(params.top_k > 0, params.top_k, vocab_size)
     # The mass *before* a token decides, so the token that crosses top_p is kept.
     before_BV = jnp.cumsum(sorted_BV, axis=1) - sorted_BV
-    keep_BV = (rank_V < top_k) & (before_BV < params.top_p)
+    # The sum reaches 1 by rounding before the last tokens, which a top_p of 1 keeps.
+    keep_BV = (rank_V < top_k) & ((before_BV < params.top_p) | (params.top_p >= 1))
     keep_BV &= sorted_BV >= params.min_p * sorted_BV[:, :1]
     inverse_BV = jnp.argsort(order_BV, axis=1)
     return jnp.where(jnp.take_along_axis(keep_BV, inverse_BV, axis=1), prob_BV, 0.0)

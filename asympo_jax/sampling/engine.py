@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from asympo_jax.models import ModelConfig, head_logits, hidden_states
 from asympo_jax.models.attention import DecodeCache, KeyValues, make_attend_decoding
@@ -83,7 +83,7 @@ class _Fixed:
     engine: EngineConfig
 
 
-def response_keys(keys: Sequence[tuple[int, int]], group_size: int) -> Int[Array, "B 2"]:
+def response_keys(keys: Sequence[tuple[int, int]], group_size: int) -> UInt32[Array, "B 2"]:
     """Key data of each response: `fold_in(ticket key, index in the group)`."""
 
     def one(key_data: Array, member: Array) -> Array:
@@ -232,7 +232,7 @@ def _draw_step(
         state,
         token_BT=state.token_BT.at[:, state.step].set(token_B),
         logp_BT=logp_BT,
-        length_B=state.length_B + live_B,
+        length_B=jnp.where(live_B, state.length_B + 1, state.length_B),
         stopped_B=state.stopped_B | is_stop_B,
     )
 

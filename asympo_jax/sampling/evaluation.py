@@ -9,7 +9,7 @@ import numpy as np
 from asympo_jax.models import ModelConfig
 from asympo_jax.sampling.draw import DrawParams, draw_params
 from asympo_jax.sampling.engine import EngineConfig, generate
-from asympo_jax.tasks.base import Task
+from asympo_jax.tasks import Task, is_correct
 
 _MAX_ROWS = 512  # responses worked at once
 
@@ -77,7 +77,7 @@ class Evaluator:
                     zip(out.token_PGT[p], out.length_PG[p], strict=True)
                 ):
                     text = self.task.tokenizer.decode(row[:length].tolist())
-                    correct_PK[start + p, k] = self.task.correct(prompt, text)
+                    correct_PK[start + p, k] = is_correct(self.task, prompt, text)
         per_prompt_P = correct_PK.mean(axis=1)
         spread = float(per_prompt_P.std(ddof=1)) if self.num_prompts > 1 else math.nan
         return Accuracy(

@@ -1,0 +1,84 @@
+"""What runs are called and how they are coloured, the same in every picture."""
+
+from collections.abc import Sequence
+
+from asympo_jax.report.records import Run
+
+# The Okabe-Ito colours, which the colour-blind can tell apart, but for its pale yellow.
+_BLUE, _VERMILLION, _GREEN, _ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
+_PURPLE, _SKY, _GREY = "#CC79A7", "#56B4E9", "#7F7F7F"
+# Related objectives share one.
+_COLOUR_OF_OBJECTIVE = {
+    **dict.fromkeys(("asympo",), _BLUE),
+    **dict.fromkeys(("reinforce", "w_reinforce", "asymre"), _VERMILLION),
+    **dict.fromkeys(("spo", "topr"), _GREEN),
+    **dict.fromkeys(("grpo", "dr_grpo", "dapo", "gspo"), _ORANGE),
+    **dict.fromkeys(("gpg", "tis", "cispo"), _PURPLE),
+    **dict.fromkeys(("aspo", "m2po", "decoupled_ppo"), _SKY),
+}
+_PALEST = 0.5
+
+
+def colours(runs: Sequence[Run]) -> list[str]:
+    """The colour of each run's objective; runs that share it get paler the smaller their lag."""
+    base = [_COLOUR_OF_OBJECTIVE.get(run.settings["objective.name"], _GREY) for run in runs]
+    found = list(base)
+    for colour in set(base):
+        alike = [i for i, its in enumerate(base) if its == colour]
+        alike.sort(key=lambda i: (runs[i].settings["lag"], -runs[i].settings["seed"]))
+        for rank, i in enumerate(reversed(alike)):
+            found[i] = _mixed(colour, 255, (1 - _PALEST) * rank / max(1, len(alike) - 1))
+    return found
+
+
+def text_colour(colour: str) -> str:
+    """A darker shade, for letters in the colour of a line."""
+    return _mixed(colour, 0, 0.25)
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """The objective and whatever else tells the runs apart, at last their names."""
+    objectives = [run.settings["objective.name"] for run in runs]
+    found = objectives
+    for field, words in (("lag", ", lag {}"), ("order", ", {} order"), ("seed", ", seed {}")):
+        values = [run.settings[field] for run in runs]
+        if len(set(values)) > 1:
+            found = [
+                label + words.format(value) for label, value in zip(found, values, strict=True)
+            ]
+    if len(set(found)) == len(found):
+        return found
+    return [
+        run.name if objective in run.name else f"{objective}, {run.name}"
+        for objective, run in zip(objectives, runs, strict=True)
+    ]
+
+
+def title(runs: Sequence[Run]) -> str:
+    """Which objectives on which tasks."""
+    names = list(dict.fromkeys(run.settings["objective.name"] for run in runs))
+    tasks = " and ".join(dict.fromkeys(run.settings["task.name"] for run in runs))
+    count = f"{len(runs)} runs: " if len(runs) > len(names) else ""
+    if len(names) > 4:
+        return f"{len(runs)} runs of {len(names)} objectives on {tasks}"
+    return f"{count}{', '.join(names[:-1])}{' and ' if names[1:] else ''}{names[-1]} on {tasks}"
+
+
+def subtitle(runs: Sequence[Run]) -> str:
+    """The settings: how stale the samples are, how much is trained."""
+
+    def values(field: str) -> str:
+        found = sorted({run.settings[field] for run in runs})
+        return ", ".join(map(str, found)) if len(found) <= 4 else f"{found[0]} to {found[-1]}"
+
+    return (
+        f"lag {values('lag')}, {values('order')} order, seed {values('seed')}"
+        f" · {values('num_updates')} updates of {values('prompts_per_update')} prompts"
+        f" × {values('group_size')} responses"
+    )
+
+
+def _mixed(colour: str, shade: int, share: float) -> str:
+    """`#RRGGBB` mixed with a share of black (0) or white (255)."""
+    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(part + share * (shade - part)):02X}" for part in parts)

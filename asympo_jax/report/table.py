@@ -1,0 +1,137 @@
+"""The table of a report: each run as a row of numbers."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+from asympo_jax.report.records import Run
+
+_HEADER = ("run", "objective", "lag", "updates", "accuracy before → after", "best", "collapsed",
+           "wall", "learner idle", "sampler idle", "ideal", "parameters_sha256")  # fmt: skip
+_UNKNOWN = "–"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A run as numbers; None where one is not known (yet).
+
+    Attributes:
+        run: its name.
+        objective: name.
+        lag: bound, updates.
+        seed: of the run.
+        updates: done.
+        num_updates: wanted.
+        accuracy_before: on held-out prompts, before training.
+        accuracy_before_standard_error: binomial, of that evaluation's responses.
+        accuracy_after: of the newest evaluation since.
+        accuracy_after_standard_error: as above.
+        accuracy_best: of all evaluations.
+        collapsed: whether the newest accuracy is below half of the best.
+        wall_s: seconds of the last attempt, from start to result.
+        idle_learner: median over updates of the share of time that it waited.
+        idle_sampler: likewise.
+        ideal_fraction: median over updates of the share of the ideal speed.
+        parameters_sha256: of the final parameters.
+    """
+
+    run: str
+    objective: str
+    lag: int
+    seed: int
+    updates: int
+    num_updates: int
+    accuracy_before: float | None
+    accuracy_before_standard_error: float | None
+    accuracy_after: float | None
+    accuracy_after_standard_error: float | None
+    accuracy_best: float | None
+    collapsed: bool | None
+    wall_s: float | None
+    idle_learner: float | None
+    idle_sampler: float | None
+    ideal_fraction: float | None
+    parameters_sha256: str | None
+
+
+def make_row(run: Run) -> Row:
+    """The numbers of a run."""
+    accuracies = dict(zip(*run.accuracies(), strict=True))
+    before = accuracies.get(0)
+    newest = max(accuracies, default=0)
+    after = accuracies[newest] if newest else None
+    best = max(accuracies.values(), default=None)
+    result = run.result or {}
+    return Row(
+        run=run.name,
+        objective=run.settings["objective.name"],
+        lag=run.settings["lag"],
+        seed=run.settings["seed"],
+        updates=run.update,
+        num_updates=run.settings["num_updates"],
+        accuracy_before=before,
+        accuracy_before_standard_error=_standard_error(before, run.num_graded),
+        accuracy_after=after,
+        accuracy_after_standard_error=_standard_error(after, run.num_graded),
+        accuracy_best=best,
+        collapsed=None if after is None or best is None else after < best / 2,
+        wall_s=result.get("wall_s"),
+        idle_learner=_median(run.series("idle/learner")[1]),
+        idle_sampler=_median(run.series("idle/sampler")[1]),
+        ideal_fraction=_median(run.series("pipeline/ideal_fraction")[1]),
+        parameters_sha256=result.get("parameters_sha256"),
+    )
+
+
+def format_table(rows: Iterable[Row]) -> str:
+    """Aligned plain text, a line a run."""
+    table = [_HEADER, *(_cells(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for cells in table:
+        pairs = list(zip(cells, widths, strict=True))
+        words = [cell.ljust(width) for cell, width in pairs[:2]]
+        numbers = [cell.rjust(width) for cell, width in pairs[2:]]
+        lines.append("  ".join(words + numbers) + "\n")
+    return "".join(lines)
+
+
+def _standard_error(share: float | None, num_graded: int) -> float | None:
+    """√(p (1 − p) / n): binomial, responses taken as independent; None of what is no share."""
+    if share is None or not 0 <= share <= 1:
+        return None
+    return math.sqrt(share * (1 - share) / num_graded)
+
+
+def _median(values: Sequence[float]) -> float | None:
+    """The median of what is finite."""
+    finite = [value for value in values if math.isfinite(value)]
+    return statistics.median(finite) if finite else None
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    """A row as text."""
+    done = row.updates == row.num_updates
+    before, after, error = (
+        _text(value, ".3f")
+        for value in (row.accuracy_before, row.accuracy_after, row.accuracy_after_standard_error)
+    )
+    shares = (_text(s, ".0%") for s in (row.idle_learner, row.idle_sampler, row.ideal_fraction))
+    return (
+        row.run,
+        row.objective,
+        str(row.lag),
+        str(row.updates) if done else f"{row.updates} of {row.num_updates}",
+        f"{before} → {after}" + (f" ± {error}" if error != _UNKNOWN else ""),
+        _text(row.accuracy_best, ".3f"),
+        {True: "yes", False: "no", None: _UNKNOWN}[row.collapsed],
+        _text(row.wall_s, ".0f") + (" s" if row.wall_s is not None else ""),
+        *shares,
+        (row.parameters_sha256 or _UNKNOWN)[:12],
+    )
+
+
+def _text(value: float | None, form: str) -> str:
+    """A number, or a dash if it is not known."""
+    return _UNKNOWN if value is None else format(value, form)

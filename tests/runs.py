@@ -1,0 +1,108 @@
+"""Tiny runs of the real command in processes of their own, as a user starts them."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+# A model of a few hundred parameters on one-digit sums: seconds, of which most is compilation.
+TINY = {
+    "task.name": "tasks_for_tests:Digits",
+    "num_updates": 6,
+    "prompts_per_update": 4,
+    "group_size": 4,
+    "lag": 2,
+    "warmup.num_steps": 0,
+    "model.num_layers": 1,
+    "model.width": 16,
+    "model.num_heads": 2,
+    "model.num_kv_heads": 1,
+    "model.head_width": 8,
+    "model.mlp_width": 16,
+    "eval.num_prompts": 8,
+    "eval.every_updates": 0,
+    "checkpoint.every_updates": 0,
+    "sampler.max_response_tokens": 6,
+    "log.tensorboard": False,
+    "log.rollouts_every_updates": 0,
+}
+TIMEOUT_S = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A command that has ended."""
+
+    workdir: pathlib.Path
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def result(self) -> dict:
+        assert self.code == 0, self.stderr
+        return json.loads((self.workdir / "result.json").read_text())
+
+    @property
+    def sha(self) -> str:
+        return self.result["parameters_sha256"]
+
+    @property
+    def metrics(self) -> list[dict]:
+        lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    @property
+    def error(self) -> str:
+        """The one sentence on what is wrong."""
+        return self.stderr.strip().splitlines()[-1]
+
+
+class Runner:
+    """Starts commands that share one cache of compiled programs.
+
+    Args:
+        cache: directory of that cache.
+        snapshots: directory for the snapshots of all runs, to see what is left behind.
+    """
+
+    def __init__(self, cache: pathlib.Path, snapshots: pathlib.Path):
+        self.snapshots = snapshots
+        self.environment = {
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        }
+        self.environment["PYTHONPATH"] = str(pathlib.Path(__file__).parent)
+        del self.environment["XLA_FLAGS"]  # eight simulated devices are for this process alone
+
+    def command(self, workdir: pathlib.Path, **fields: object) -> list[str]:
+        """A training command; double underscores in names stand for dots."""
+        given = {name.replace("__", "."): value for name, value in fields.items()}
+        config = {**TINY, "runtime.snapshot_dir": str(self.snapshots), **given}
+        flags = [f"--config.{name}={value}" for name, value in config.items()]
+        return [sys.executable, "-m", "asympo_jax.train", f"--workdir={workdir}", *flags]
+
+    def train(self, workdir: pathlib.Path, **fields: object) -> Finished:
+        """Runs a training command to its end."""
+        return self.finish(workdir, self.command(workdir, **fields))
+
+    def finish(self, workdir: pathlib.Path, command: list[str]) -> Finished:
+        """Runs a command to its end."""
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, env=self.environment
+        )
+        return Finished(workdir, done.returncode, done.stdout, done.stderr)
+
+    def start(self, workdir: pathlib.Path, **fields: object) -> subprocess.Popen[str]:
+        """Starts a training command."""
+        return subprocess.Popen(
+            self.command(workdir, **fields),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+        )

@@ -1,0 +1,229 @@
+"""The broker: the bound on lag, the bound on the queue, and no waste, without any process.
+
+Samplers and learner are simulated by one thread that makes random legal moves; a call that would
+block is never made, so a state in which no move is possible is a deadlock.
+"""
+
+import functools
+import random
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asympo_jax.runtime.broker import Broker
+from asympo_jax.runtime.leases import Closed, Lease, Stalled
+from asympo_jax.runtime.ledger import Ledger
+from asympo_jax.runtime.tickets import Pacing
+from asympo_jax.types import Group
+
+# Until a call that must not block has blocked, and the test fails.
+PATIENCE_S = 60.0
+
+
+def pacing(order="ticket", lag=2, num_updates=6, per_update=4, per_lease=2) -> Pacing:
+    return Pacing(
+        order=order,
+        lag=lag,
+        num_updates=num_updates,
+        prompts_per_update=per_update,
+        prompts_per_lease=per_lease,
+    )
+
+
+def group(ticket: int, version: int) -> Group:
+    return Group(
+        ticket=ticket,
+        version=version,
+        prompt_S=np.zeros(1, np.int32),
+        response_GT=np.zeros((2, 3), np.int32),
+        length_G=np.ones(2, np.int32),
+        stop_G=np.zeros(2, np.int8),
+        reward_G=np.zeros(2, np.float32),
+    )
+
+
+def groups_of(pace: Pacing, lease: Lease) -> list[Group]:
+    return [group(ticket, lease.version) for ticket in pace.tickets_of_lease(lease.number)]
+
+
+class Simulation:
+    """Samplers that each hold at most one lease, and a learner, moved one at a time."""
+
+    def __init__(self, pace: Pacing, capacity: int, num_samplers: int, seed: int):
+        self.pace, self.capacity = pace, capacity
+        self.broker = Broker(pace, capacity)
+        self.broker.open(0)
+        self.random = random.Random(seed)
+        self.working: list[Lease | None] = [None] * num_samplers
+        self.version = 0
+        self.lags: list[int] = []
+        self.trained: list[int] = []
+        self.lost = 0
+
+    def run(self, loss_share: float = 0.0) -> None:
+        while self.version < self.pace.num_updates:
+            self.move(loss_share)
+        self.broker.close()
+
+    def move(self, loss_share: float = 0.0) -> None:
+        moves = self.possible_moves(loss_share)
+        assert moves, "deadlock"
+        self.random.choice(moves)()
+        assert self.broker.metrics()["queue/depth"] <= self.capacity
+
+    def possible_moves(self, loss_share: float) -> list[Callable[[], None]]:
+        moves = []
+        for i, lease in enumerate(self.working):
+            if lease is None and self.broker._may_lease():
+                moves.append(functools.partial(self.lease, i))
+            elif lease is not None:
+                moves.append(functools.partial(self.finish, i, lease, loss_share))
+        if self.broker._select() is not None:
+            moves.append(self.train)
+        return moves
+
+    def lease(self, i: int) -> None:
+        self.working[i] = self.broker.lease()
+
+    def finish(self, i: int, lease: Lease, loss_share: float) -> None:
+        self.working[i] = None
+        if self.random.random() < loss_share:
+            self.broker.abandon(lease)
+            self.lost += 1
+        else:
+            self.broker.submit(lease, groups_of(self.pace, lease), busy_s=1.0)
+
+    def train(self) -> None:
+        batch = self.broker.next_batch(PATIENCE_S)
+        assert len(batch) == self.pace.prompts_per_update
+        self.lags += [self.version - g.version for g in batch]
+        self.trained += [g.ticket for g in batch]
+        self.version += 1
+        self.broker.complete(self.version)
+
+
+CASES = dict(
+    order=st.sampled_from(["ticket", "completion"]),
+    lag=st.integers(0, 4),
+    per_lease=st.sampled_from([1, 2, 4]),
+    num_samplers=st.integers(1, 4),
+    extra_room=st.integers(0, 5),
+    seed=st.integers(0, 2**16),
+)
+
+
+@given(**CASES, loss_share=st.sampled_from([0.0, 0.3]))
+def test_every_group_is_trained_once_within_the_lag_and_the_queue_within_its_bound(
+    order, lag, per_lease, num_samplers, extra_room, seed, loss_share
+):
+    pace = pacing(order, lag, per_lease=per_lease)
+    capacity = max(1, lag) * pace.prompts_per_update + extra_room
+    simulation = Simulation(pace, capacity, num_samplers, seed)
+    simulation.run(loss_share)
+    assert sorted(simulation.trained) == list(range(pace.num_tickets))
+    assert max(simulation.lags) <= lag
+    metrics = simulation.broker.metrics()
+    assert metrics["tickets/trained"] == metrics["tickets/issued"] == pace.num_tickets
+    assert metrics["tickets/failed"] == metrics["tickets/filtered"] == 0
+    assert metrics["tickets/reissued"] == simulation.lost * per_lease
+
+
+@given(**{k: v for k, v in CASES.items() if k != "order"})
+def test_ticket_order_trains_each_slot_with_exactly_the_lag_of_the_config(
+    lag, per_lease, num_samplers, extra_room, seed
+):
+    pace = pacing("ticket", lag, per_lease=per_lease)
+    capacity = max(1, lag) * pace.prompts_per_update + extra_room
+    simulation = Simulation(pace, capacity, num_samplers, seed)
+    simulation.run()
+    assert simulation.trained == list(range(pace.num_tickets))
+    wanted = [min(lag, update) for update in range(pace.num_updates)]
+    assert simulation.lags == [x for x in wanted for _ in range(pace.prompts_per_update)]
+
+
+def test_a_batch_in_completion_order_waits_for_the_straggler_that_is_due():
+    pace = pacing("completion", lag=1, per_update=2, per_lease=1)
+    broker = Broker(pace, capacity=8)
+    broker.open(0)
+    leases = [broker.lease() for _ in range(4)]
+    for lease in leases[1:]:
+        broker.submit(lease, groups_of(pace, lease), 0.0)
+    assert [g.ticket for g in broker.next_batch(1.0)] == [1, 2]
+    broker.complete(1)
+    later = [broker.lease() for _ in range(2)]
+    for lease in later:
+        broker.submit(lease, groups_of(pace, lease), 0.0)
+    # Ticket 0 is due at update 1: three others are finished, and still the batch waits for it.
+    with pytest.raises(Stalled):
+        broker.next_batch(0.0)
+    broker.submit(leases[0], groups_of(pace, leases[0]), 0.0)
+    assert [g.ticket for g in broker.next_batch(1.0)] == [0, 3]
+
+
+def test_nothing_is_leased_before_the_first_snapshot():
+    broker = Broker(pacing(), capacity=8)
+    thread = threading.Thread(target=broker.lease, daemon=True)
+    thread.start()
+    thread.join(0.05)
+    assert thread.is_alive()
+    broker.open(0)
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+
+
+def test_closing_wakes_every_blocked_call_with_the_first_cause():
+    broker = Broker(pacing(), capacity=8)
+    causes = []
+
+    def blocked(call):
+        with pytest.raises(Closed) as raised:
+            call()
+        causes.append(raised.value.cause)
+
+    calls = [broker.lease, lambda: broker.next_batch(PATIENCE_S)]
+    threads = [threading.Thread(target=blocked, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    broker.close("sampler 0 ended with signal 9")
+    broker.close("something later")
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert causes == ["sampler 0 ended with signal 9"] * 2
+
+
+def test_waiting_without_any_new_group_ends_in_a_sentence_that_names_the_bound():
+    broker = Broker(pacing(), capacity=8)
+    broker.open(0)
+    broker.lease()
+    with pytest.raises(Stalled, match=r"update 0 waited .* leases out: \[0\] .*runtime.stall_s"):
+        broker.next_batch(0.0)
+
+
+def test_groups_of_another_version_or_ticket_are_not_taken():
+    pace = pacing()
+    broker = Broker(pace, capacity=8)
+    broker.open(0)
+    lease = broker.lease()
+    with pytest.raises(AssertionError):
+        broker.submit(lease, [group(t, 1) for t in (0, 1)], 0.0)
+    with pytest.raises(AssertionError):
+        broker.submit(lease, [group(t, 0) for t in (0, 2)], 0.0)
+
+
+def test_a_resumed_run_leases_what_was_live_and_trains_the_rest_once():
+    pace = pacing(lag=1)
+    simulation = Simulation(pace, 8, num_samplers=2, seed=3)
+    while simulation.version < 3:
+        simulation.move()
+    ledger = Ledger.from_json(simulation.broker.ledger_json())
+    simulation.broker.close()
+    resumed = Simulation(pace, 8, num_samplers=2, seed=4)
+    resumed.broker = Broker(pace, 8, ledger)
+    resumed.broker.open(simulation.version)
+    resumed.version = simulation.version
+    resumed.run()
+    assert simulation.trained + resumed.trained == list(range(pace.num_tickets))

@@ -1,0 +1,253 @@
+"""Whole runs with real processes: reproducibility, the bound on lag, resume, orderly ends."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from runs import TIMEOUT_S, TINY, Finished, Runner
+
+
+@pytest.fixture(scope="session")
+def runner(tmp_path_factory) -> Runner:
+    root = tmp_path_factory.mktemp("runs")
+    (root / "snapshots").mkdir()
+    return Runner(root / "cache", root / "snapshots")
+
+
+@pytest.fixture(scope="session")
+def one_sampler(runner, tmp_path_factory) -> Finished:
+    """The run that others are compared with: lag 2, ticket order, one sampler."""
+    return runner.train(
+        tmp_path_factory.mktemp("one"), log__rollouts_every_updates=3, log__tensorboard=True
+    )
+
+
+def test_a_run_leaves_the_files_that_the_readme_names(one_sampler, runner):
+    assert one_sampler.result["updates"] == TINY["num_updates"]
+    assert set(one_sampler.result) >= {"parameters_sha256", "eval/accuracy", "updates", "wall_s"}
+    names = {path.name for path in one_sampler.workdir.iterdir()}
+    assert names == {
+        "config.json", "metrics.jsonl", "result.json", "checkpoints", "rollouts", "tensorboard"
+    }  # fmt: skip
+    assert not list(runner.snapshots.iterdir()), "snapshots are left behind"
+
+
+def test_update_is_the_axis_of_all_metrics_and_every_ticket_is_accounted_for(one_sampler):
+    assert [line["update"] for line in one_sampler.metrics] == list(range(7))
+    for line in one_sampler.metrics[1:]:
+        assert line["tickets/trained"] == line["update"] * TINY["prompts_per_update"]
+        assert line["lag/max"] == line["lag/mean"] == min(2, line["update"] - 1)
+        assert line["balance/net"] == pytest.approx(0.0, abs=1e-6)
+    names = "reward/mean queue/depth time/update_s throughput/trained_tokens_per_s idle/learner "
+    names += "throughput/sampled_tokens_per_s idle/sampler pipeline/ideal_fraction grad/norm "
+    names += "policy/entropy nll/positive nll/negative weight/ess group/degenerate_share "
+    names += "response/length response/truncated_share tickets/issued tickets/leased "
+    names += "tickets/filtered tickets/failed tickets/reissued"
+    assert set(names.split()) <= set(one_sampler.metrics[-1])
+
+
+def test_rollouts_are_readable_and_say_how_late_they_are(one_sampler):
+    path = one_sampler.workdir / "rollouts" / "update_00000006.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == 2 * TINY["group_size"]
+    for line in lines:
+        assert line["prompt"].endswith("=")
+        assert 0 <= line["reward"] <= 1
+        assert (line["version"], line["lag"]) == (3, 2)
+        assert line["stop"] in ("stop_token", "length")
+
+
+def test_one_sampler_two_samplers_and_one_process_end_with_the_same_bits(
+    one_sampler, runner, tmp_path
+):
+    two = runner.train(tmp_path / "two", sampler__count=2)
+    alone = runner.train(tmp_path / "alone", runtime__name="sync")
+    assert two.sha == one_sampler.sha
+    assert all(line["grad/norm"] > 0 for line in one_sampler.metrics[1:])
+    assert alone.sha == one_sampler.sha
+
+
+def test_lag_0_ends_with_the_same_bits_as_the_synchronous_loop_and_lag_2_does_not(
+    one_sampler, runner, tmp_path
+):
+    lag_0 = runner.train(tmp_path / "local", lag=0)
+    alone = runner.train(tmp_path / "sync", lag=0, runtime__name="sync")
+    assert lag_0.sha == alone.sha != one_sampler.sha
+    assert {line["lag/max"] for line in lag_0.metrics[1:]} == {0.0}
+
+
+def test_completion_order_keeps_both_bounds_and_drops_nothing(runner, tmp_path):
+    run = runner.train(
+        tmp_path / "completion", order="completion", lag=2, num_updates=12, sampler__count=2,
+        sampler__prompts_per_lease=2,
+    )  # fmt: skip
+    lines = run.metrics[1:]
+    assert max(line["lag/max"] for line in lines) <= 2
+    assert max(line["queue/depth"] for line in lines) <= 2 * TINY["prompts_per_update"]
+    assert lines[-1]["tickets/trained"] == lines[-1]["tickets/issued"] == 12 * 4
+    assert lines[-1]["tickets/failed"] == lines[-1]["tickets/filtered"] == 0
+
+
+def test_grpo_gets_behaviour_log_probs_and_asympo_runs_without_any(one_sampler, runner, tmp_path):
+    grpo = runner.train(tmp_path / "grpo", objective__name="grpo", num_updates=3)
+    ratios = [name for name in grpo.metrics[-1] if name.startswith("ratio/")]
+    assert len(ratios) == 7
+    # At lag 0 the behaviour policy is the current one, and the ratio is 1 up to rounding.
+    assert grpo.metrics[1]["ratio/mean"] == pytest.approx(1.0, abs=1e-4)
+    assert not [name for name in one_sampler.metrics[-1] if name.startswith("ratio/")]
+
+
+def test_a_longer_run_carries_on_from_the_checkpoint_and_ends_with_the_same_bits(
+    one_sampler, runner, tmp_path
+):
+    half = runner.train(tmp_path / "run", num_updates=3)
+    whole = runner.train(tmp_path / "run", num_updates=6)
+    assert half.result and whole.sha == one_sampler.sha
+    assert [line["update"] for line in whole.metrics] == list(range(7))
+    assert whole.metrics[-1]["tickets/trained"] == 6 * TINY["prompts_per_update"]
+
+
+def test_a_complete_run_is_not_run_again(one_sampler, runner):
+    again = runner.train(
+        one_sampler.workdir, log__rollouts_every_updates=3, log__tensorboard=True
+    )
+    assert "already complete" in again.stderr
+    assert again.result == one_sampler.result
+
+
+def test_another_config_on_the_same_workdir_is_refused_by_name(one_sampler, runner):
+    other = runner.train(one_sampler.workdir, objective__name="spo")
+    assert other.code == 2
+    assert "objective.name='spo'" in other.error and "'asympo'" in other.error
+
+
+def test_the_config_that_a_run_leaves_starts_the_same_run(one_sampler, runner, tmp_path):
+    command = [sys.executable, "-m", "asympo_jax.train", f"--workdir={tmp_path / 'again'}"]
+    command.append(f"--config={one_sampler.workdir / 'config.json'}")
+    again = runner.finish(tmp_path / "again", command)
+    assert again.sha == one_sampler.sha
+
+
+def test_evaluate_prints_greedy_and_sampled_accuracy_of_the_last_checkpoint(one_sampler, runner):
+    command = [sys.executable, "-m", "asympo_jax.evaluate", f"--workdir={one_sampler.workdir}"]
+    done = runner.finish(one_sampler.workdir, [*command, "--num_prompts=6", "--samples=2"])
+    assert done.code == 0, done.stderr
+    assert "greedy" in done.stdout and "avg@2" in done.stdout and "6 updates" in done.stdout
+    found = json.loads((one_sampler.workdir / "evaluation.json").read_text())
+    assert found["num_prompts"] == 6
+    (one_sampler.workdir / "evaluation.json").unlink()
+
+
+def test_a_warm_up_is_kept_for_the_next_run_and_made_again_when_it_would_differ(runner, tmp_path):
+    fields = {"warmup__num_steps": 8, "warmup__batch_size": 8, "num_updates": 1}
+    first = runner.train(tmp_path / "a", **fields)
+    second = runner.train(tmp_path / "b", objective__name="spo", **fields)
+    third = runner.train(tmp_path / "c", **{**fields, "warmup__num_steps": 16})
+    assert "warm-up    8/8" in first.stderr
+    assert "kept from before" in second.stderr and "8/8" not in second.stderr
+    assert "warm-up   16/16" in third.stderr
+    assert len(list((tmp_path / "warmup").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("RaisesInSampler", ["sampler 0", "prompt", "RuntimeError", "the grader fell over"]),
+        ("RaisesInEvaluation", ["prompt 0", "RuntimeError", "the grader fell over"]),
+        ("NanInSampler", ["sampler 0", "nan", "finite"]),
+        ("KillsSampler", ["sampler 0", "signal 9"]),
+    ],
+)
+def test_the_first_failure_ends_the_run_with_its_cause_and_nothing_is_left(
+    runner, tmp_path, task, words
+):
+    run = runner.train(tmp_path / "run", task__name=f"tasks_for_tests:{task}")
+    assert run.code == 1
+    assert run.error.startswith("error: ")
+    assert all(word in run.error for word in words), run.error
+    assert not (run.workdir / "result.json").exists()
+    assert not list(runner.snapshots.iterdir())
+    assert not processes_about(tmp_path)
+
+
+def test_ctrl_c_ends_the_run_and_leaves_nothing_behind(runner, tmp_path):
+    process = runner.start(tmp_path / "run", num_updates=100_000)
+    wait_for(lambda: len(metrics_lines(tmp_path / "run")) > 3, process)
+    assert len(processes_about(tmp_path)) == 2
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 130
+    assert stderr.strip().splitlines()[-1].startswith("error: interrupted")
+    assert not processes_about(tmp_path)
+    assert not list(runner.snapshots.iterdir())
+
+
+def test_a_local_run_has_no_listening_socket(runner, tmp_path):
+    process = runner.start(tmp_path / "run", num_updates=100_000)
+    try:
+        wait_for(lambda: len(metrics_lines(tmp_path / "run")) > 3, process)
+        inodes = {name for pid in processes_about(tmp_path) for name in sockets_of(pid)}
+        assert inodes, "the pipe between learner and sampler is a pair of sockets"
+        assert not inodes & listening_sockets()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=TIMEOUT_S)
+
+
+def metrics_lines(workdir: pathlib.Path) -> list[str]:
+    path = workdir / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    """Waits for a state of a running command; fails when the command ends before."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
+def processes_about(path: pathlib.Path) -> list[int]:
+    """Live processes whose command line names `path`."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes()
+            state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+        except (OSError, IndexError):
+            continue
+        if entry.name.isdigit() and str(path).encode() in command and state != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+def sockets_of(pid: int) -> set[str]:
+    """Inodes of a process's sockets."""
+    links = []
+    for entry in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            links.append(os.readlink(entry))
+        except OSError:
+            continue
+    return {link[8:-1] for link in links if link.startswith("socket:[")}
+
+
+def listening_sockets() -> set[str]:
+    """Inodes of all sockets that listen: TCP in state 0A, UDP at all, Unix with the accept flag."""
+    found = set()
+    for table in ("tcp", "tcp6", "udp", "udp6"):
+        for line in pathlib.Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" or table.startswith("udp"):
+                found.add(fields[9])
+    for line in pathlib.Path("/proc/net/unix").read_text().splitlines()[1:]:
+        fields = line.split()
+        if int(fields[3], 16) & 0x10000:
+            found.add(fields[6])
+    return found
