@@ -1,9 +1,12 @@
 """What the command lines share: flags, the config, and errors as one sentence with an exit code.
 
-Exit codes: 0 done · 1 the run failed · 2 wrong input, nothing was started · 130 interrupted.
+Exit codes: 0 done · 1 the run failed · 2 wrong input, nothing was started · 130 interrupted ·
+143 terminated.
 """
 
 import contextlib
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -15,14 +18,16 @@ from asympo_jax import config as config_module
 from asympo_jax.training import RunFailed
 
 _DEFAULT_CONFIG = config_module.__file__
+_CONFIG_FLAG = "config"
 
 
 def define_config_flag() -> flags.FlagHolder:
     """`--config=FILE.py`, or the `config.json` of a run; fields by `--config.field=value`."""
     return config_flags.DEFINE_config_file(
-        "config",
-        _DEFAULT_CONFIG,
-        "A config file, or the config.json of a run. Fields are set by --config.FIELD=VALUE.",
+        _CONFIG_FLAG,
+        None,
+        "A config file, or the config.json of a run; without it, the default config "
+        "(asympo_jax/config.py, which lists all fields). --config.FIELD=VALUE sets a field.",
     )
 
 
@@ -48,28 +53,59 @@ def _end(message: str, code: int) -> NoReturn:
 
 def _guard(main: Callable[[], None]) -> None:
     """Turns what broke a run into a sentence and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
     except RunFailed as error:
         _end(str(error), 1)
+    except _Terminated:
+        _end("terminated; the same command carries on from the last checkpoint", 143)
     except KeyboardInterrupt:
         _end("interrupted; the same command carries on from the last checkpoint", 130)
 
 
+class _Terminated(BaseException):
+    """SIGTERM: unwinds the run, so that roles are stopped and nothing is left behind."""
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    """Handler of SIGTERM."""
+    raise _Terminated
+
+
 def _parse(arguments: list[str]) -> list[str]:
-    """Parses flags; a `--config=….json` is read through the default config."""
+    """Parses flags; whatever is wrong with them is one sentence."""
     try:
-        rest = flags.FLAGS([_through_default(argument) for argument in arguments])
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        if _CONFIG_FLAG in flags.FLAGS:
+            arguments = _with_config(arguments)
+        rest = flags.FLAGS(arguments)
+        if _CONFIG_FLAG in flags.FLAGS:
+            flags.FLAGS[_CONFIG_FLAG].value.to_dict()  # a file that cannot be loaded fails here
+    except (AttributeError, KeyError) as error:
+        name = str(error).strip("\"'")
+        _end(f"the config has no field {name!r}; asympo_jax/config.py lists all fields", 2)
+    except (flags.Error, TypeError, ValueError, OSError) as error:
         _end(str(error), 2)
+    if len(rest) > 1:
+        _end(f"unknown arguments: {' '.join(rest[1:])!r}", 2)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # libraries tell every step of theirs at INFO
     return rest
 
 
+def _with_config(arguments: list[str]) -> list[str]:
+    """Arguments with the default config if none is named.
+
+    `--config=X.json` becomes `--config=DEFAULT.py:X.json`, whose `get_config` reads it.
+    """
+    program, *rest = [_through_default(argument) for argument in arguments]
+    named = any(re.match(rf"--?{_CONFIG_FLAG}(=|$)", argument) for argument in rest)
+    return [program, *([] if named else [f"--{_CONFIG_FLAG}={_DEFAULT_CONFIG}"]), *rest]
+
+
 def _through_default(argument: str) -> str:
-    """`--config=X.json` as `--config=DEFAULT.py:X.json`, whose `get_config` reads it."""
+    """A config in JSON as an argument of the default config's file."""
     name, separator, value = argument.partition("=")
-    if name.lstrip("-") == "config" and separator and value.endswith(".json"):
-        return f"--config={_DEFAULT_CONFIG}:{value}"
+    if name.lstrip("-") == _CONFIG_FLAG and separator and value.endswith(".json"):
+        return f"--{_CONFIG_FLAG}={_DEFAULT_CONFIG}:{value}"
     return argument

@@ -98,7 +98,7 @@ def default_config() -> ml_collections.ConfigDict:
             "sampler": {**_SAMPLER, "prompts_per_lease": unset(int)},
             "queue": {"capacity": unset(int)},
             "warmup": {
-                "num_steps": 320,
+                "num_steps": 390,
                 "batch_size": 128,
                 "learning_rate": 3e-3,
                 "dir": unset(str),

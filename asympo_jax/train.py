@@ -12,6 +12,7 @@ from asympo_jax import command, training
 from asympo_jax.config import resolve
 
 _CONFIG = command.define_config_flag()
+flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 
 

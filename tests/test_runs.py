@@ -113,9 +113,7 @@ def test_a_longer_run_carries_on_from_the_checkpoint_and_ends_with_the_same_bits
 
 
 def test_a_complete_run_is_not_run_again(one_sampler, runner):
-    again = runner.train(
-        one_sampler.workdir, log__rollouts_every_updates=3, log__tensorboard=True
-    )
+    again = runner.train(one_sampler.workdir, log__rollouts_every_updates=3, log__tensorboard=True)
     assert "already complete" in again.stderr
     assert again.result == one_sampler.result
 
@@ -175,14 +173,18 @@ def test_the_first_failure_ends_the_run_with_its_cause_and_nothing_is_left(
     assert not processes_about(tmp_path)
 
 
-def test_ctrl_c_ends_the_run_and_leaves_nothing_behind(runner, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_signal_ends_the_run_and_leaves_nothing_behind(runner, tmp_path, number, code, word):
     process = runner.start(tmp_path / "run", num_updates=100_000)
     wait_for(lambda: len(metrics_lines(tmp_path / "run")) > 3, process)
     assert len(processes_about(tmp_path)) == 2
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 130
-    assert stderr.strip().splitlines()[-1].startswith("error: interrupted")
+    assert process.returncode == code
+    assert stderr.strip().splitlines()[-1].startswith(f"error: {word}")
     assert not processes_about(tmp_path)
     assert not list(runner.snapshots.iterdir())
 

@@ -64,7 +64,10 @@ def init_state(
 
 
 def state_from_params(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """A state at update 0 with the given parameters and a fresh optimiser."""
+    """A state at update 0 with a fresh optimiser and the given parameters.
+
+    Device arrays are not copied, so that the step, to which the state is donated, ends their life.
+    """
     params = jax.tree.map(jnp.asarray, params)
     return TrainState(params=params, opt_state=optimizer.init(params), update=jnp.int32(0))
 

@@ -1,7 +1,6 @@
 """The shape of a decoder of the Llama, Qwen2 and Qwen3 families."""
 
 import dataclasses
-from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +35,7 @@ class ModelConfig:
     qk_norm: bool = False
     qkv_bias: bool = False
     tied_head: bool = True
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: str = "float32"
 
     def __post_init__(self):
         """Refuses shapes that cannot be built.

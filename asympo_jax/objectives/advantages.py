@@ -5,6 +5,8 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from asympo_jax.objectives.masked import reduction_dtype
+
 Center = Literal["mean", "leave_one_out", "none"]
 Scale = Literal["std", "none"]
 
@@ -48,7 +50,7 @@ def group_advantages(
         raise ValueError(
             f"group_size={group_size}: advantages of a group need at least 2 responses"
         )
-    rewards_PG = rewards_PG.astype(jnp.promote_types(rewards_PG.dtype, jnp.float32))
+    rewards_PG = rewards_PG.astype(reduction_dtype(rewards_PG))
     flat_P1 = degenerate_groups(rewards_PG)[:, None]
     centred_PG = jnp.where(flat_P1, 0.0, rewards_PG - rewards_PG.mean(axis=1, keepdims=True))
     advantage_PG = rewards_PG if center == "none" else centred_PG

@@ -20,7 +20,7 @@ from asympo_jax.objectives import weights
 from asympo_jax.objectives.advantages import Center, Scale
 from asympo_jax.objectives.batch import PolicyBatch, batch_totals
 from asympo_jax.objectives.diagnostics import diagnostics
-from asympo_jax.objectives.masked import masked
+from asympo_jax.objectives.masked import masked, reduction_dtype
 
 Aggregation = Literal["response_mean", "token_mean"]
 Need = Literal["behaviour", "proximal", "reference"]
@@ -148,7 +148,7 @@ def policy_loss(
     for name, x in {"mask_BT": mask_BT, **others}.items():
         if x is not None and x.shape != logp_BT.shape:
             raise ValueError(f"{name}: shape {x.shape}, must be that of logp_BT, {logp_BT.shape}")
-    dtype = jnp.promote_types(logp_BT.dtype, jnp.float32)
+    dtype = reduction_dtype(logp_BT)
     advantage_B = advantage_B.astype(dtype)
     batch = PolicyBatch(
         logp_BT=logp_BT.astype(dtype),

@@ -3,8 +3,15 @@
 The mask selects (`where`), it never multiplies: NaN · 0 is NaN.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
+
+
+def reduction_dtype(x: Array) -> Any:
+    """Float32, and float64 for what is float64: the type to sum `x` in."""
+    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 
 def masked(x: Shaped[Array, "..."], mask: Bool[Array, "..."]) -> Shaped[Array, "..."]:

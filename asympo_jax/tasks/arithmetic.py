@@ -32,7 +32,7 @@ class Arithmetic(Task):
             warm-up ends with a policy that is half right, and there is something to learn.
     """
 
-    def __init__(self, num_terms: int = 4, wrong_share: float = 0.1):
+    def __init__(self, num_terms: int = 4, wrong_share: float = 0.18):
         if not 2 <= num_terms <= 5:
             raise ValueError(f"task.num_terms={num_terms}: must be from 2 to 5")
         if not 0.0 <= wrong_share <= 1.0:

@@ -1,0 +1,138 @@
+"""What a run writes and shows: metrics lines, the pipeline's shares, progress, rewards."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from asympo_jax.progress import Progress
+from asympo_jax.runtime import placement
+from asympo_jax.runtime.leases import SamplingTotals
+from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
+from asympo_jax.runtime.pipeline import PipelineMeter
+from asympo_jax.tasks import RewardError, make_task, reward_of
+from asympo_jax.types import Group, Prompt
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_metrics_after_the_resumed_update_are_dropped_and_written_once_again(tmp_path):
+    writer = MetricsWriter(tmp_path, resumed_at=0, tensorboard=False)
+    for update in range(4):
+        writer.write(update, {"loss": update})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 4, "lo')  # cut short by a crash
+    writer = MetricsWriter(tmp_path, resumed_at=2, tensorboard=False)
+    writer.write(3, {"loss": 30.0})
+    writer.close()
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(line["update"], line["loss"]) for line in lines] == [(0, 0), (1, 1), (2, 2), (3, 30)]
+
+
+def test_a_value_that_is_not_finite_becomes_null_and_the_line_stays_json(tmp_path):
+    writer = MetricsWriter(tmp_path, resumed_at=0, tensorboard=False)
+    writer.write(1, {"a": math.nan, "b": math.inf, "c": 1.5})
+    writer.close()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line == {"update": 1, "a": None, "b": None, "c": 1.5}
+
+
+def group() -> Group:
+    zeros = np.zeros((2, 5), np.int32)
+    return Group(0, 0, zeros[0], zeros, np.full(2, 5, np.int32), np.zeros(2), np.zeros(2))
+
+
+def test_a_learner_that_never_waits_is_at_its_ideal_and_the_idle_shares_say_who_waits():
+    clock = Clock()
+    meter = PipelineMeter(num_samplers=1, clock=clock)
+    for update in range(1, 4):
+        clock.now += 2.0
+        meter.add(0.0, 2.0, [group()], SamplingTotals(update, 10 * update, 0.5 * update))
+    metrics = meter.metrics()
+    assert metrics["pipeline/ideal_fraction"] == pytest.approx(1.0)
+    assert metrics["idle/learner"] == 0.0
+    assert metrics["idle/sampler"] == pytest.approx(0.75)
+    assert metrics["time/update_s"] == pytest.approx(2.0)
+    assert metrics["throughput/trained_tokens_per_s"] == pytest.approx(5.0)
+
+
+def test_two_samplers_that_are_busy_all_the_time_share_the_ideal_between_them():
+    clock = Clock()
+    meter = PipelineMeter(num_samplers=2, clock=clock)
+    for update in range(1, 4):
+        clock.now += 2.0
+        meter.add(1.5, 0.5, [group()], SamplingTotals(update, 10 * update, 4.0 * update))
+    metrics = meter.metrics()
+    assert metrics["idle/learner"] == pytest.approx(0.75)
+    assert metrics["idle/sampler"] == pytest.approx(0.0)
+    assert metrics["pipeline/ideal_fraction"] == pytest.approx(1.0)
+
+
+def test_progress_says_what_a_person_waits_for(capsys):
+    clock = Clock()
+    progress = Progress(num_updates=10, clock=clock)
+    progress.start({"eval/accuracy": 0.25})
+    metrics = {"reward/mean": 0.5, "lag/mean": 3.0, "idle/learner": 0.02, "idle/sampler": 0.4}
+    for update in range(1, 11):
+        clock.now += 10.0
+        progress.update(update, metrics)
+    lines = capsys.readouterr().err.splitlines()
+    assert "0.250" in lines[0]
+    assert lines[5].split(" · ") == [
+        "update    5/10", "reward 0.50", "accuracy 0.25", "lag 3",
+        "learner waits 2%, samplers wait 40%", "50 s left",
+    ]  # fmt: skip
+    assert lines[-1].endswith("done")
+
+
+def test_progress_prints_a_line_every_few_seconds_only(capsys):
+    clock = Clock()
+    progress = Progress(num_updates=1000, clock=clock)
+    metrics = {"reward/mean": 0.5, "lag/mean": 3.0, "idle/learner": 0.0, "idle/sampler": 0.0}
+    for update in range(1, 101):
+        clock.now += 0.1
+        progress.update(update, metrics)
+    assert len(capsys.readouterr().err.splitlines()) == 4
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None, "1", [1.0]])
+def test_a_reward_that_is_no_finite_number_is_an_error_and_not_a_zero(value):
+    task = make_task("arithmetic")
+    task.reward = lambda prompt, text: value  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(RewardError, match="prompt 4"):
+        reward_of(task, Prompt(4, "1+1=", "2"), "#2")
+
+
+@pytest.mark.parametrize(
+    ("cores", "learner", "samplers"),
+    [([0, 1], [0], [1]), ([4], [4], [4]), ([0, 1, 2], [0], [1]), ([0, 1, 2, 3], [0, 1], [2, 3])],
+)
+def test_learner_and_samplers_have_as_many_cores_each_and_share_none_but_the_only_one(
+    cores, learner, samplers
+):
+    assert placement.split_cores(cores) == (learner, samplers)
+
+
+def test_samplers_with_cores_of_their_own_take_them_in_turn():
+    shared = [4, 5, 6, 7]
+    assert [placement.sampler_cores(shared, i, 2) for i in range(3)] == [[4, 5], [6, 7], [4, 5]]
+    assert placement.sampler_cores(shared, 1, 0) == shared
+
+
+def test_a_sampler_gets_its_own_platform_and_devices(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    environment = placement.sampler_environment("cuda", "2,3")
+    assert environment["JAX_PLATFORMS"] == "cuda"
+    assert environment["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert "XLA_FLAGS" not in environment
+    assert placement.sampler_environment("tpu", "1")["TPU_VISIBLE_CHIPS"] == "1"

@@ -1,0 +1,127 @@
+"""Configs: what is wrong is refused in one sentence before any device is touched."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from asympo_jax.config import default_config, from_plain, read_json, resolve
+
+
+def with_fields(**fields):
+    """The default config with fields set; double underscores stand for dots."""
+    config = default_config()
+    for name, value in fields.items():
+        config.update_from_flattened_dict({name.replace("__", "."): value})
+    return config
+
+
+WRONG = [
+    (dict(objective__name="ppo2"), ["objective.name='ppo2'", "asympo", "grpo"]),
+    (dict(objective__name="asympo", objective__alpha=0.5), ["objective.alpha", "asympo", "floor"]),
+    (dict(objective__name="no_such:thing"), ["objective.name='no_such:thing'", "imported"]),
+    (dict(group_size=1), ["group_size=1", "asympo", "at least 2"]),
+    (dict(group_size=0), ["group_size=0", "at least 1"]),
+    (dict(num_updates=0), ["num_updates=0", "at least 1"]),
+    (dict(lag=-1), ["lag=-1", "0"]),
+    (dict(lag=16, queue__capacity=64), ["queue.capacity=64", "lag=16", "512"]),
+    (dict(order="random"), ["order='random'", "ticket", "completion"]),
+    (dict(order="completion", runtime__name="sync"), ["order='completion'", "sync"]),
+    (dict(runtime__name="ray"), ["runtime.name='ray'", "local", "sync"]),
+    (dict(learner__micro_batch=7), ["learner.micro_batch=7", "256"]),
+    (dict(sampler__prompts_per_lease=5), ["sampler.prompts_per_lease=5", "32"]),
+    (dict(sampler__temperature=0.0), ["sampler.temperature=0.0", "positive"]),
+    (dict(sampler__temperature=float("nan")), ["sampler.temperature=nan"]),
+    (dict(sampler__top_p=0.0), ["sampler.top_p=0.0"]),
+    (dict(sampler__platform="gpu"), ["sampler.platform='gpu'", "cuda"]),
+    (dict(sampler__visible_devices="0"), ["sampler.visible_devices='0'", "cuda"]),
+    (dict(advantage__center="median"), ["advantage.center='median'", "leave_one_out"]),
+    (dict(model__num_kv_heads=3), ["model.num_kv_heads=3", "model.num_heads=4"]),
+    (dict(model__head_width=15), ["model.head_width=15", "even"]),
+    (dict(model__dtype="float16"), ["model.dtype='float16'", "bfloat16"]),
+    (dict(optimizer__learning_rate=0.0), ["optimizer.learning_rate=0.0", "positive"]),
+    (dict(warmup__batch_size=100), ["learner.micro_batch=8", "warmup.batch_size=100"]),
+    (dict(runtime__stall_s=0.0), ["runtime.stall_s=0.0", "positive"]),
+    (dict(seed=-1), ["seed=-1"]),
+]
+
+
+@pytest.mark.parametrize(("fields", "words"), WRONG, ids=[str(fields) for fields, _ in WRONG])
+def test_a_wrong_config_is_refused_by_field_value_and_what_is_allowed(fields, words):
+    with pytest.raises(ValueError) as raised:
+        resolve(with_fields(**fields))
+    assert all(word in str(raised.value) for word in words), str(raised.value)
+
+
+def test_every_lag_fits_the_queue_that_is_left_unset():
+    for lag in (0, 1, 16, 256):
+        assert resolve(with_fields(lag=lag)).queue_capacity == max(1, lag) * 32
+
+
+def test_a_resolved_config_comes_back_from_its_json():
+    config = resolve(with_fields(lag=3, objective__name="spo", objective__alpha=0.5))
+    again = resolve(from_plain(json.loads(json.dumps(config.source))))
+    assert again.source == config.source
+    assert again.pacing == config.pacing
+
+
+def test_unknown_fields_of_a_json_config_are_refused_by_name():
+    with pytest.raises(ValueError, match="'lagg' does not exist"):
+        from_plain({"lagg": 3})
+    with pytest.raises(ValueError, match=r"'sampler\.temp' does not exist"):
+        from_plain({"sampler": {"temp": 3}})
+    with pytest.raises(ValueError, match=r"'sampler\.count'"):
+        from_plain({"sampler": {"count": "many"}})
+    with pytest.raises(ValueError, match="'sampler' must be an object"):
+        from_plain({"sampler": 3})
+
+
+def test_a_json_config_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "list.json").write_text("[]")
+    for name in ("broken.json", "list.json", "missing.json"):
+        with pytest.raises(ValueError, match=name):
+            read_json(tmp_path / name)
+
+
+def test_options_of_ones_own_reach_the_task():
+    config = from_plain({"task": {"name": "my_module:MyTask", "colour": "blue"}})
+    assert resolve(config).task_options == {"colour": "blue"}
+
+
+COMMANDS = [
+    (["--config.objective.name=nope"], "objective.name='nope'"),
+    (["--config.no_such_field=1"], "no_such_field"),
+    (["--config.lag=many"], "lag"),
+    (["--config.eval.num_prompts=100000"], "eval.num_prompts=100000"),
+    (["--config=no_such_file.py"], "no_such_file.py"),
+    (["--config=no_such_file.json"], "no_such_file.json"),
+    (["--config.task.num_terms=9"], "task.num_terms=9"),
+    (["--config.task.colour=blue"], "colour"),
+    (["--config.task.name=gsm8k"], "task.data_dir"),
+    (["left over"], "left over"),
+]
+
+
+@pytest.mark.parametrize(("flags", "word"), COMMANDS, ids=[flags[0] for flags, _ in COMMANDS])
+def test_the_command_ends_with_one_sentence_and_code_2(tmp_path, flags, word):
+    code, stderr = train(tmp_path / "run", *flags)
+    assert code == 2, stderr
+    assert len(stderr.strip().splitlines()) == 1, stderr
+    assert stderr.startswith("error: ") and word in stderr
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_workdir_that_cannot_be_used_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    code, stderr = train(tmp_path / "file")
+    assert code == 2 and f"workdir={tmp_path / 'file'}" in stderr
+    code, stderr = train(tmp_path / "file" / "below")
+    assert code == 2 and "workdir=" in stderr
+
+
+def train(workdir, *flags):
+    command = [sys.executable, "-m", "asympo_jax.train", f"--workdir={workdir}", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stderr

@@ -1,0 +1,135 @@
+"""What is logged of a batch, against the formulas written out in NumPy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from policy_cases import make_case, value_metrics_gradient
+
+from asympo_jax import objectives
+from asympo_jax.objectives import PolicyBatch, batch_totals, diagnostics
+
+CASE = make_case()
+MASK = CASE.mask_BT
+RATIO_METRICS = {f"ratio/{x}" for x in ("mean", "max", "ess", "kl_k1", "kl_k3", "chi2", "m2")}
+METRICS = {
+    "nll/positive",
+    "nll/negative",
+    "nll/ratio",
+    "balance/positive",
+    "balance/negative",
+    "balance/net",
+    "weight/mean",
+    "weight/max",
+    "weight/ess",
+    "group/degenerate_share",
+    "response/length",
+}
+
+
+@pytest.fixture(scope="module")
+def metrics() -> dict[str, np.ndarray]:
+    return value_metrics_gradient("grpo", CASE)[1]
+
+
+def response_means(x_BT: np.ndarray) -> np.ndarray:
+    return np.array([x_T[mask_T].mean() for x_T, mask_T in zip(x_BT, MASK, strict=True)])
+
+
+def effective_share(x: np.ndarray) -> float:
+    return x.sum() ** 2 / (len(x) * (x**2).sum())
+
+
+def weight_of_grpo() -> np.ndarray:
+    ratio_BT = np.exp(CASE.logp_BT - CASE.behaviour_logp_BT)
+    advantage_B1 = CASE.advantage_B[:, None]
+    clipped_BT = ((advantage_B1 > 0) & (ratio_BT > 1.2)) | ((advantage_B1 < 0) & (ratio_BT < 0.8))
+    return np.where(clipped_BT, 0.0, ratio_BT)
+
+
+def test_every_objective_logs_the_same_metrics_and_its_own(metrics):
+    own = {"asympo": {"weight/floor_share"}, "grpo": {"clip/high", "clip/low"}}
+    for name in objectives.names():
+        _, found, _ = value_metrics_gradient(name, CASE)
+        assert set(found) == METRICS | RATIO_METRICS | own.get(name, set())
+        assert all(value.shape == () for value in found.values())
+
+
+def test_ratios_are_logged_only_where_behaviour_log_probs_are_recorded():
+    mask_BT, advantage_B = jnp.asarray(MASK), jnp.asarray(CASE.advantage_B)
+    totals = batch_totals(mask_BT, advantage_B, 3)
+    batch = PolicyBatch(jnp.asarray(CASE.logp_BT), mask_BT, advantage_B, totals)
+    assert set(diagnostics(batch, jnp.ones(MASK.shape))) == METRICS
+
+
+def test_the_scale_imbalance_compares_negative_with_positive_responses(metrics):
+    nll_B = response_means(-CASE.logp_BT)
+    positive, negative = nll_B[CASE.advantage_B > 0], nll_B[CASE.advantage_B < 0]
+    np.testing.assert_allclose(metrics["nll/positive"], positive.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["nll/negative"], negative.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["nll/ratio"], negative.mean() / positive.mean(), rtol=1e-5)
+
+
+def test_the_balance_is_the_loss_in_two_halves(metrics):
+    value_B = CASE.advantage_B * response_means(-CASE.logp_BT * weight_of_grpo())
+    positive = value_B[CASE.advantage_B > 0].sum() / 12
+    negative = value_B[CASE.advantage_B < 0].sum() / 12
+    np.testing.assert_allclose(metrics["balance/positive"], positive, rtol=1e-5)
+    np.testing.assert_allclose(metrics["balance/negative"], negative, rtol=1e-5)
+    np.testing.assert_allclose(metrics["balance/net"], positive + negative, rtol=1e-4)
+
+
+def test_weights_are_summarised_over_drawn_tokens(metrics):
+    weight = weight_of_grpo()[MASK]
+    np.testing.assert_allclose(metrics["weight/mean"], weight.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["weight/max"], weight.max(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["weight/ess"], effective_share(weight), rtol=1e-5)
+
+
+def test_ratios_are_summarised_over_drawn_tokens(metrics):
+    log_ratio = (CASE.logp_BT - CASE.behaviour_logp_BT)[MASK]
+    ratio = np.exp(log_ratio)
+    expected = {
+        "ratio/mean": ratio.mean(),
+        "ratio/max": ratio.max(),
+        "ratio/ess": effective_share(ratio),
+        "ratio/kl_k1": -log_ratio.mean(),
+        "ratio/kl_k3": (ratio - 1 - log_ratio).mean(),
+        "ratio/chi2": ((ratio - 1) ** 2).mean(),
+        "ratio/m2": (log_ratio**2).mean(),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_a_policy_that_has_not_moved_has_ratio_one_and_no_divergence():
+    _, metrics, _ = value_metrics_gradient(
+        "grpo", dataclasses.replace(CASE, behaviour_logp_BT=CASE.logp_BT)
+    )
+    for name in ("mean", "max", "ess"):
+        np.testing.assert_allclose(metrics[f"ratio/{name}"], 1.0, rtol=1e-6)
+    for name in ("kl_k1", "kl_k3", "chi2", "m2"):
+        assert metrics[f"ratio/{name}"] == 0
+
+
+def test_groups_and_lengths_are_counted(metrics):
+    np.testing.assert_allclose(metrics["group/degenerate_share"], 1 / 4, rtol=1e-6)
+    np.testing.assert_allclose(metrics["response/length"], MASK.sum() / 12, rtol=1e-6)
+
+
+def test_metrics_carry_no_gradient():
+    def total(logp_BT):
+        _, metrics = objectives.policy_loss(
+            objectives.make("grpo"),
+            logp_BT,
+            jnp.asarray(MASK),
+            jnp.asarray(CASE.advantage_B),
+            group_size=3,
+            behaviour_logp_BT=jnp.asarray(CASE.behaviour_logp_BT),
+        )
+        return sum(metrics[name] for name in METRICS | RATIO_METRICS)
+
+    gradient_BT = jax.jit(jax.grad(total))(jnp.asarray(CASE.logp_BT))
+    assert (gradient_BT == 0).all()
