@@ -42,6 +42,9 @@ optax.tree.bias_correction = promoting(optax.tree.bias_correction)
 optax.cosine_decay_schedule = making_promoting(optax.cosine_decay_schedule)
 optax.warmup_cosine_decay_schedule = making_promoting(optax.warmup_cosine_decay_schedule)
 
+# So does this in its softmax where queries are bfloat16.
+jax.nn.dot_product_attention = promoting(jax.nn.dot_product_attention)
+
 # JAX rebuilds pytrees from leaves that are no arrays, which the check of a dataclass's fields would
 # refuse (jaxtyping#277). Functions that take or return one are checked like the others.
 register_dataclass = jax.tree_util.register_dataclass

@@ -7,62 +7,17 @@ import sys
 
 import matplotlib.image
 import pytest
+from run_cases import config, metrics_line, write_run
 
 from asympo_jax.report import captions
 from asympo_jax.report.__main__ import main
 from asympo_jax.report.records import load_run
 
-SHA = "0123456789abcdef" * 4
 ASYMPO_BLUE = (0x00 / 255, 0x72 / 255, 0xB2 / 255)
 
 
-def config(objective="asympo", num_updates=4, **fields):
-    return {
-        "seed": 0,
-        "num_updates": num_updates,
-        "prompts_per_update": 32,
-        "group_size": 8,
-        "lag": 16,
-        "order": "ticket",
-        "objective": {"name": objective, "alpha": None},
-        "task": {"name": "arithmetic"},
-        "eval": {"every_updates": 2, "num_prompts": 50, "samples_per_prompt": 2},
-        **fields,
-    }
-
-
-def metrics_line(update, accuracy=None, **metrics):
-    line = {
-        "update": update,
-        "reward/mean": 0.4 + update / 100,
-        "nll/positive": 0.05,
-        "nll/negative": 0.3,
-        "balance/positive": 0.2,
-        "balance/negative": -0.25,
-        "balance/net": -0.05,
-        "idle/learner": update / 10,
-        "idle/sampler": 0.5,
-        "pipeline/ideal_fraction": 0.875,
-    }
-    return {**line, **({} if accuracy is None else {"eval/accuracy": accuracy}), **metrics}
-
-
-def write_run(
-    directory, *, accuracies=(0.5, None, 0.7, None, 0.8), result=True, lines=None, **fields
-):
-    """A run of 4 updates that was evaluated at updates 0, 2 and 4."""
-    directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps(config(**fields)))
-    if lines is None:
-        lines = [{"update": 0, "eval/accuracy": accuracies[0]}]
-        lines += [metrics_line(i, accuracy) for i, accuracy in enumerate(accuracies) if i]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (directory / "metrics.jsonl").write_text(text)
-    if result:
-        update, accuracy = lines[-1]["update"], lines[-1].get("eval/accuracy", 0.6)
-        result = {"updates": update, "eval/accuracy": accuracy, "wall_s": 61.3}
-        (directory / "result.json").write_text(json.dumps(result | {"parameters_sha256": SHA}))
-    return directory
+def load(*directories):
+    return [load_run(directory, directory.name) for directory in directories]
 
 
 def report_rows(out):
@@ -204,11 +159,22 @@ def test_metrics_that_are_missing_or_odd_still_give_a_report(tmp_path, lines):
 
 @pytest.mark.filterwarnings("error")
 def test_twelve_runs_with_any_names_give_a_report(tmp_path):
-    runs = [
-        write_run(tmp_path / f"数_$x${i}" / ("long" * 20), objective="my_module:Mine", seed=i)
-        for i in range(12)
-    ]
+    names = [f"数 $\\x{{$ {i}{'long' * (i % 2) * 20}" for i in range(12)]
+    runs = [write_run(tmp_path / name, objective="my:$\\x{$") for name in names]
+    assert captions.labels(load(*runs))[0] == f"my:$\\x{{$, {names[0]}"
     assert main([str(run) for run in runs]) == 0
+
+
+def test_a_panel_without_values_says_so(tmp_path):
+    """What is drawn beyond empty axes in the middle of the upper right panel."""
+    inks = []
+    for name, lines in (("empty", [{"update": 0}]), ("full", [metrics_line(1), metrics_line(4)])):
+        run = write_run(tmp_path / name, lines=lines, result=False)
+        main([str(run)])
+        image = matplotlib.image.imread(run / "report" / "curves.png")[..., :3]
+        middle = image[300:400, 1050:1270]
+        inks.append((middle.max(axis=-1) < 0.6).sum())
+    assert inks[0] > 100 and inks[1] == 0
 
 
 def test_an_objective_has_the_same_colour_alone_and_among_others(tmp_path):
@@ -223,10 +189,6 @@ def test_an_objective_has_the_same_colour_alone_and_among_others(tmp_path):
     main([*map(str, others), f"--out={tmp_path / 'out'}"])
     image = matplotlib.image.imread(tmp_path / "out" / "curves.png")[..., :3]
     assert not (abs(image - ASYMPO_BLUE).max(axis=-1) < 1e-3).any()
-
-
-def load(*directories):
-    return [load_run(directory, directory.name) for directory in directories]
 
 
 def test_labels_say_what_differs_and_nothing_else(tmp_path):

@@ -26,7 +26,7 @@ FAMILIES = {"llama": LLAMA, "qwen2": QWEN2, "qwen3_untied": QWEN3}
 @functools.cache
 def params_of(config: ModelConfig, seed: int = 0) -> Any:
     """Parameters with noise on all of them, those that start at 0 or 1 too; never donate them."""
-    params = init_params(config, jax.random.key(seed))
+    params = _init_params(config, jax.random.key(seed))
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     noisy = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
@@ -38,6 +38,7 @@ def full_logits(config: ModelConfig, params: Any, tokens_BT: Any) -> jax.Array:
     return _full_logits(config, params, jnp.asarray(tokens_BT, jnp.int32))
 
 
+_init_params = jax.jit(init_params, static_argnums=0)
 _full_logits = jax.jit(logits, static_argnums=0)
 
 

@@ -78,9 +78,8 @@ def _forward(
         logits_CV = _scaled_logits(hidden_CD, head_VD, scale)
         normaliser_C = jax.nn.logsumexp(logits_CV, axis=1)
         chosen_C = jnp.take_along_axis(logits_CV, target_C[:, None], axis=1)[:, 0]
-        logp_CV = logits_CV - normaliser_C[:, None]
-        entropy_C = -(jnp.exp(logp_CV) * logp_CV).sum(axis=1)
-        return chosen_C - normaliser_C, entropy_C, normaliser_C
+        mean_logit_C = (jax.nn.softmax(logits_CV, axis=1) * logits_CV).sum(axis=1)
+        return chosen_C - normaliser_C, normaliser_C - mean_logit_C, normaliser_C
 
     chunks = (hidden_ND.reshape(-1, chunk, hidden_ND.shape[1]), target_N.reshape(-1, chunk))
     logp, entropy, normaliser = jax.lax.map(one_chunk, chunks)

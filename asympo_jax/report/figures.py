@@ -146,6 +146,8 @@ def _paint_reward(panel: "Axes", lines: Sequence[_Line]) -> None:
 
 def _paint_nll(panel: "Axes", lines: Sequence[_Line]) -> None:
     """Mean token NLL of responses with positive and with negative advantage."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     alone = len(lines) == 1
     ends = []
     for line in lines:
@@ -154,13 +156,10 @@ def _paint_nll(panel: "Axes", lines: Sequence[_Line]) -> None:
             label = word if alone else _cut(line.label) if style == _POSITIVE else ""
             # Exactly 0 is the mean over no responses at all.
             ends.append(_plot_smooth(panel, line, metric, label, style, 0.0))
-    if math.isfinite(panel.dataLim.y0) and panel.dataLim.y0 > 0:
-        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-        panel.set_yscale("log")
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        panel.yaxis.set_minor_formatter(NullFormatter())
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
     _write_ends(panel, ends)
     note = "solid: advantage above 0, dashed: below 0; the gap is the scale imbalance"
     _describe(panel, "How unlikely the policy finds these responses", note, "NLL (nats / token)")
