@@ -182,7 +182,7 @@ ENGINE = EngineConfig(
     max_prompt_tokens=5,
     max_response_tokens=6,
     segment=3,
-    stop_ids=(1, 4),
+    stop_ids=(5, 3),
     record_logp=True,
 )
 PROMPTS = [[3, 2], [5, 6, 0, 2, 3], [1]]
@@ -309,18 +309,16 @@ def test_prompts_and_keys_that_do_not_fit_are_refused(prompts, keys, message):
 def test_whole_responses_follow_the_product_of_the_models_distributions():
     config = dataclasses.replace(LLAMA, vocab_size=4)
     params = params_of(config)
-    engine = EngineConfig(64, 64, 3, 2, 1, (1,), False)
+    engine = EngineConfig(64, 64, 3, 2, 2, (1,), False)
     temperature = 1.5
     prompt = [2, 3]
 
-    after = {
-        (): full_logits(config, params, [prompt])[0, -1],
-        **{(a,): full_logits(config, params, [[*prompt, a]])[0, -1] for a in range(4)},
-    }
-    prob = {prefix: softmax(np.asarray(logits) / temperature) for prefix, logits in after.items()}
-    expected = {(1, 0): prob[()][1]}
+    logits_BTV = full_logits(config, params, [[*prompt, a] for a in range(4)])
+    prob_BTV = softmax(np.asarray(logits_BTV) / temperature)
+    first_V, second_VV = prob_BTV[0, 1], prob_BTV[:, 2]
+    expected = {(1, 0): first_V[1]}  # token 1 stops
     for a in (0, 2, 3):
-        expected |= {(a, b): prob[()][a] * prob[(a,)][b] for b in range(4)}
+        expected |= {(a, b): first_V[a] * second_VV[a, b] for b in range(4)}
     assert sum(expected.values()) == pytest.approx(1)
     assert min(expected.values()) * 3 * 64 * 64 > 5
 

@@ -99,7 +99,7 @@ def make_train_step(
             "loss": objectives.aggregate_loss(objective, policy, weight_BT),
             "reward/mean": batch.reward_PG.mean(),
             "policy/entropy": masked_mean(entropy_BT, policy.mask_BT),
-            "grad/norm": optax.global_norm(gradient),
+            "grad/norm": optax.tree.norm(gradient),
         }
         return TrainState(params, opt_state, state.update + 1), metrics
 
