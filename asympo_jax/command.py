@@ -80,7 +80,7 @@ def _parse(arguments: list[str]) -> list[str]:
             arguments = _with_config(arguments)
         rest = flags.FLAGS(arguments)
         if _CONFIG_FLAG in flags.FLAGS:
-            flags.FLAGS[_CONFIG_FLAG].value.to_dict()  # a file that cannot be loaded fails here
+            flags.FLAGS.config.to_dict()  # a file that cannot be loaded fails here
     except (AttributeError, KeyError) as error:
         name = str(error).strip("\"'")
         _end(f"the config has no field {name!r}; asympo_jax/config.py lists all fields", 2)

@@ -1,4 +1,4 @@
-"""Left-to-right arithmetic modulo 10 on a laptop: stale responses, with and without the cure.
+r"""Left-to-right arithmetic modulo 10 on a laptop: stale responses, with and without the cure.
 
 `1+7+6+1=` is answered by `1+7=8;8+6=4;4+1=5;#5`. A decoder of 108,000 parameters is warmed up on
 written-out steps, 18 % of which end in a random digit; sampled, it then answers half of the
@@ -6,7 +6,7 @@ problems. Asynchronous RL follows: samplers draw every response with parameters 
 old. ASymPO (arXiv:2606.03070) learns; the naive objective (`reinforce`) collapses.
 
     python -m asympo_jax.train --config=configs/arithmetic.py --workdir=runs/asympo
-    python -m asympo_jax.train --config=configs/arithmetic.py --workdir=runs/reinforce \\
+    python -m asympo_jax.train --config=configs/arithmetic.py --workdir=runs/reinforce \
         --config.objective.name=reinforce
 
 Hardware: 2 CPU cores, one for the learner and one for the sampler.

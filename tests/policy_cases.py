@@ -69,9 +69,7 @@ def make_case(seed: int = 0, dtype: type = np.float32) -> Case:
 
 def value_metrics_gradient(name: str, case: Case, **options: Any) -> tuple[Any, Any, Any]:
     """Loss, metrics and gradient with respect to the log-probs, as NumPy arrays."""
-    compiled = _compiled(
-        name, tuple(options.items()), case.group_size, bool(jax.config.x64_enabled)
-    )  # pyright: ignore[reportAttributeAccessIssue]
+    compiled = _compiled(name, tuple(options.items()), case.group_size)
     (loss, metrics), gradient_BT = compiled(
         case.logp_BT, case.mask_BT, case.advantage_B, case.behaviour_logp_BT
     )
@@ -79,9 +77,8 @@ def value_metrics_gradient(name: str, case: Case, **options: Any) -> tuple[Any, 
 
 
 @functools.cache
-def _compiled(name: str, options: tuple[tuple[str, Any], ...], group_size: int, x64: bool) -> Any:
+def _compiled(name: str, options: tuple[tuple[str, Any], ...], group_size: int) -> Any:
     """The jitted value and gradient of one objective; always with behaviour log-probs."""
-    del x64  # a compilation of its own
     objective = objectives.make(name, **dict(options))
 
     def loss(logp_BT, mask_BT, advantage_B, behaviour_logp_BT):

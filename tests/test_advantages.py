@@ -1,5 +1,7 @@
 """Rewards to advantages."""
 
+from typing import Any
+
 import hypothesis
 import hypothesis.extra.numpy
 import hypothesis.strategies as st
@@ -17,7 +19,7 @@ rewards = hypothesis.extra.numpy.arrays(
 )
 
 
-def advantages(rewards_PG, center="mean", scale="std") -> np.ndarray:
+def advantages(rewards_PG: Any, center: Any = "mean", scale: Any = "std") -> np.ndarray:
     return np.asarray(group_advantages(jnp.asarray(rewards_PG, jnp.float32), center, scale))
 
 

@@ -134,7 +134,7 @@ def test_prompts_and_demonstrations_can_be_tokenized(task: Arithmetic):
 
 @pytest.mark.parametrize("index", [-1, 2048])
 def test_there_is_no_held_out_prompt_outside_the_split(task: Arithmetic, index: int):
-    with pytest.raises(IndexError, match=rf"eval prompt {index} of 2048"):
+    with pytest.raises(IndexError, match=rf"held-out prompt {index} of 2048"):
         task.eval_prompt(index)
 
 

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.leases import Closed, Lease, Stalled
 from asympo_jax.runtime.ledger import Ledger
-from asympo_jax.runtime.tickets import Pacing
+from asympo_jax.runtime.tickets import Order, Pacing
 from asympo_jax.types import Group
 
 # Until a call that must not block has blocked, and the test fails.
 PATIENCE_S = 60.0
 
 
-def pacing(order="ticket", lag=2, num_updates=6, per_update=4, per_lease=2) -> Pacing:
+def pacing(order: Order = "ticket", lag=2, num_updates=6, per_update=4, per_lease=2) -> Pacing:
     return Pacing(
         order=order,
         lag=lag,

@@ -11,7 +11,12 @@ from tiny_models import FAMILIES, LLAMA, QWEN3, full_logits, params_of
 
 from asympo_jax import models
 from asympo_jax.models import ModelConfig, token_logp
-from asympo_jax.models.attention import DecodeCache, KeyValues, make_attend_decoding
+from asympo_jax.models.attention import (
+    DecodeCache,
+    KeyValues,
+    attend_causally,
+    make_attend_decoding,
+)
 from asympo_jax.models.transformer import rotate
 
 every_family = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
@@ -157,7 +162,7 @@ def test_only_the_distance_of_positions_matters():
     params = params_of(LLAMA)
     position_BT = jnp.broadcast_to(jnp.arange(9), TOKENS.shape)
     hidden_states = jax.jit(models.hidden_states, static_argnums=(0, 3))
-    attend = models.transformer.attend_causally
+    attend = attend_causally
     hidden = hidden_states(LLAMA, params, jnp.asarray(TOKENS), attend, None, position_BT)[0]
     moved = hidden_states(LLAMA, params, jnp.asarray(TOKENS), attend, None, position_BT + 100)[0]
     spread = hidden_states(LLAMA, params, jnp.asarray(TOKENS), attend, None, position_BT * 3)[0]
@@ -233,6 +238,7 @@ def test_gradients_have_the_types_of_what_they_are_gradients_of():
 def largest_array(function, *arguments) -> int:
     """Elements of the largest array in the compiled program."""
     program = jax.jit(function).lower(*arguments).compile().as_text()
+    assert program is not None
     shapes = re.findall(r"\b(?:f32|bf16|f64|s32|pred)\[([\d,]+)\]", program)
     return max(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)
 

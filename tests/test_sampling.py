@@ -27,10 +27,10 @@ LOGITS = np.array([0.3, -1.0, 2.0, 1.1, -0.4, 0.9, -2.5], np.float32)
 draw = jax.jit(sampling.draw)
 
 
-def draw_many(logits_V: np.ndarray, seed: int = 0, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+def draw_many(logits_V: np.ndarray, **options: Any) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and log-probs of independent draws from the same logits."""
     logits_BV = jnp.broadcast_to(jnp.asarray(logits_V), (NUM_DRAWS, len(logits_V)))
-    uniform_B = jax.random.uniform(jax.random.key(seed), (NUM_DRAWS,), minval=2.0**-24)
+    uniform_B = jax.random.uniform(jax.random.key(0), (NUM_DRAWS,), minval=2.0**-24)
     token_B, logp_B = draw(logits_BV, uniform_B, draw_params(**options))
     return np.asarray(token_B), np.asarray(logp_B)
 
@@ -120,9 +120,9 @@ def test_impossible_tokens_are_never_drawn(impossible, options):
 
 def test_the_ends_of_the_unit_interval_draw_tokens_that_have_mass():
     logits_BV = jnp.full((2, 7), -jnp.inf).at[:, 2:5].set(0.0)
-    for options in ({}, {"top_p": 0.9}):
+    for top_p in (1.0, 0.9):
         token_B, _ = draw(
-            logits_BV, jnp.array([2.0**-24, 1 - 2.0**-24], jnp.float32), draw_params(**options)
+            logits_BV, jnp.array([2.0**-24, 1 - 2.0**-24], jnp.float32), draw_params(top_p=top_p)
         )
         assert token_B.tolist() == [2, 4]
 
