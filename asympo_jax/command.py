@@ -98,7 +98,15 @@ def _with_config(arguments: list[str]) -> list[str]:
 
     `--config=X.json` becomes `--config=DEFAULT.py:X.json`, whose `get_config` reads it.
     """
-    program, *rest = [_through_default(argument) for argument in arguments]
+    program, *rest = arguments
+    bare = [
+        i
+        for i, argument in enumerate(rest[:-1])
+        if argument in (f"--{_CONFIG_FLAG}", f"-{_CONFIG_FLAG}")
+    ]
+    for i in reversed(bare):
+        rest[i : i + 2] = [f"--{_CONFIG_FLAG}={rest[i + 1]}"]
+    rest = [_through_default(argument) for argument in rest]
     named = any(re.match(rf"--?{_CONFIG_FLAG}(=|$)", argument) for argument in rest)
     return [program, *([] if named else [f"--{_CONFIG_FLAG}={_DEFAULT_CONFIG}"]), *rest]
 

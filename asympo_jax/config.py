@@ -1,7 +1,7 @@
 """The experiment's config: an editable ConfigDict that `resolve` turns into frozen dataclasses.
 
 Everything that can be wrong with a config is refused here, before any device is touched. This file
-is itself the default config of `train`: the arithmetic task of `configs/arithmetic.py`.
+is itself the config file of `train` if none is named.
 """
 
 import json
@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 import ml_collections
-from ml_collections import config_dict
 
 from asympo_jax import objectives
+from asympo_jax.defaults import default_config
 from asympo_jax.learning import OptimizerConfig, StepConfig, WarmupConfig
 from asympo_jax.models import ModelConfig
 from asympo_jax.runtime.tickets import Order, Pacing
@@ -24,93 +24,6 @@ from asympo_jax.settings import (
     LogConfig,
     SamplerConfig,
 )
-
-_MODEL = {
-    "num_layers": 2,
-    "width": 64,
-    "num_heads": 4,
-    "num_kv_heads": 4,
-    "head_width": 16,
-    "mlp_width": 192,
-    "rope_theta": 10_000.0,
-    "norm_epsilon": 1e-6,
-    "qk_norm": False,
-    "qkv_bias": False,
-    "tied_head": True,
-    "dtype": "float32",
-}
-_OPTIMIZER = {
-    "learning_rate": 3e-4,
-    "warmup_updates": 0,
-    "decay_updates": 0,
-    "b1": 0.9,
-    "b2": 0.99,
-    "epsilon": 1e-8,
-    "weight_decay": 0.0,
-    "clip_norm": 1.0,
-}
-_SAMPLER = {
-    "count": 1,
-    "platform": "cpu",
-    "visible_devices": "",
-    "cores": 0,
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "max_prompt_tokens": 8,
-    "max_response_tokens": 24,
-    "segment": 64,
-    "record_behaviour_logp": False,
-}
-
-
-def default_config() -> ml_collections.ConfigDict:
-    """Every field with its default: the arithmetic task. Unset fields are placeholders."""
-    unset = config_dict.placeholder
-    config = ml_collections.ConfigDict(
-        {
-            "seed": 0,
-            "num_updates": 200,
-            "prompts_per_update": 32,
-            "group_size": 8,
-            "lag": 16,
-            "order": "ticket",
-            "objective": {
-                "name": "asympo",
-                "floor": unset(float),
-                "alpha": unset(float),
-                "clip_low": unset(float),
-                "clip_high": unset(float),
-                "dual_clip": unset(float),
-            },
-            "advantage": {"center": unset(str), "scale": unset(str)},
-            "task": {
-                "name": "arithmetic",
-                "num_terms": unset(int),
-                "wrong_share": unset(float),
-                "data_dir": unset(str),
-                "max_prompt_tokens": unset(int),
-            },
-            "model": dict(_MODEL),
-            "optimizer": dict(_OPTIMIZER),
-            "learner": {"platform": "", "micro_batch": 8, "logp_chunk": 1024},
-            "sampler": {**_SAMPLER, "prompts_per_lease": unset(int)},
-            "queue": {"capacity": unset(int)},
-            "warmup": {
-                "num_steps": 390,
-                "batch_size": 128,
-                "learning_rate": 3e-3,
-                "dir": unset(str),
-            },
-            "eval": {"every_updates": 10, "num_prompts": 512, "samples_per_prompt": 1},
-            "checkpoint": {"every_updates": 50, "keep": 2},
-            "log": {"rollouts_every_updates": 25, "rollouts_groups": 2, "tensorboard": True},
-            "runtime": {"name": "local", "stall_s": 600.0, "snapshot_dir": unset(str)},
-        }
-    )
-    config.lock()
-    return config
 
 
 def get_config(json_path: str | None = None) -> ml_collections.ConfigDict:
@@ -229,6 +142,11 @@ def _pacing(config: ml_collections.ConfigDict) -> Pacing:
         raise ValueError(
             f"order={config.order!r} with runtime.name='sync': one process always samples with the "
             "newest version, so no lag would be reached; use order='ticket'"
+        )
+    if config.runtime.name == "sync" and (config.sampler.count, config.sampler.cores) != (1, 0):
+        raise ValueError(
+            f"sampler.count={config.sampler.count}, sampler.cores={config.sampler.cores} with "
+            "runtime.name='sync': the one process samples itself, they must be 1 and 0"
         )
     given = config.sampler.prompts_per_lease
     prompts_per_lease = config.prompts_per_update if given is None else int(given)

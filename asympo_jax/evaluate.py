@@ -14,7 +14,9 @@ from asympo_jax import command, experiment
 from asympo_jax.config import from_plain, read_json, resolve
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-_PROMPTS = flags.DEFINE_integer("num_prompts", 512, "Held-out prompts.", lower_bound=1)
+_PROMPTS = flags.DEFINE_integer(
+    "num_prompts", None, "Held-out prompts; the config's if not given.", lower_bound=1
+)
 _SAMPLES = flags.DEFINE_integer("samples", 4, "Responses a prompt, the k of avg@k.", lower_bound=1)
 
 
@@ -23,7 +25,7 @@ def main() -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     with command.refusals():
         config = from_plain(read_json(workdir / "config.json"))
-        config.eval.num_prompts = _PROMPTS.value
+        config.eval.num_prompts = _PROMPTS.value or config.eval.num_prompts
         config.eval.samples_per_prompt = _SAMPLES.value
         resolved = resolve(config)
         parts = experiment.build_parts(resolved)
@@ -32,7 +34,7 @@ def main() -> None:
     greedy, sampled = evaluator.greedy(state.params), evaluator.sampled(state.params)
     found = {
         "updates": int(state.update),
-        "num_prompts": _PROMPTS.value,
+        "num_prompts": resolved.eval.num_prompts,
         "samples_per_prompt": _SAMPLES.value,
         "eval/accuracy_greedy": greedy.mean,
         "eval/accuracy_greedy_standard_error": greedy.standard_error,
@@ -41,7 +43,8 @@ def main() -> None:
     }
     (workdir / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n")
     sys.stdout.write(
-        f"{workdir} after {found['updates']} updates, {_PROMPTS.value} held-out prompts\n"
+        f"{workdir} after {found['updates']} updates, "
+        f"{resolved.eval.num_prompts} held-out prompts\n"
         f"  greedy    {greedy.mean:.3f} ± {greedy.standard_error:.3f}\n"
         f"  avg@{_SAMPLES.value:<4d} {sampled.mean:.3f} ± {sampled.standard_error:.3f}"
         f"  (sampled at temperature {resolved.sampler.temperature:g})\n"

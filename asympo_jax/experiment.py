@@ -47,6 +47,9 @@ def build_parts(config: ExperimentConfig) -> Parts:
             f"prompts_per_update={config.pacing.prompts_per_update}: task {config.task_name!r} has "
             f"{task.num_train} training prompts"
         )
+    _check_lengths(config, task)
+    if config.warmup.num_steps:
+        task.demonstration(0)  # refuses a warm-up on a task that has none
     engine = EngineConfig(
         num_prompts=config.pacing.prompts_per_lease,
         group_size=config.group_size,
@@ -58,6 +61,21 @@ def build_parts(config: ExperimentConfig) -> Parts:
     )
     model = ModelConfig(vocab_size=task.tokenizer.vocab_size, **config.model)
     return Parts(task=task, model=model, engine=engine)
+
+
+def _check_lengths(config: ExperimentConfig, task: Task) -> None:
+    """Refuses a prompt that does not fit, among the held-out ones in use and as many others."""
+    room = config.sampler.max_prompt_tokens
+    num_prompts = config.eval.num_prompts
+    prompts = [task.eval_prompt(i) for i in range(num_prompts)]
+    prompts += [task.train_prompt(i) for i in range(min(num_prompts, task.num_train))]
+    for prompt in prompts:
+        length = len(task.tokenizer.encode(prompt.text))
+        if not 1 <= length <= room:
+            raise ValueError(
+                f"sampler.max_prompt_tokens={room}: prompt {prompt.text[:60]!r} has {length} "
+                "tokens, must have from 1 up to that many"
+            )
 
 
 def make_sampler(config: ExperimentConfig, parts: Parts, store: SnapshotStore) -> Sampler:

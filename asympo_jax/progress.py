@@ -49,10 +49,6 @@ class Progress:
             f" · {self._time_left(now, update)}"
         )
 
-    def stop(self) -> None:
-        """Ends the display."""
-        sys.stderr.flush()
-
     def _time_left(self, now: float, update: int) -> str:
         """An estimate from the pace since the first update."""
         assert self._first is not None

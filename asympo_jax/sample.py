@@ -4,7 +4,6 @@ Not for use by hand: it needs that pipe and the snapshots of a running learner.
 """
 
 import argparse
-import signal
 import sys
 
 from asympo_jax import experiment
@@ -25,8 +24,6 @@ def main() -> None:
     parser.add_argument("--index", required=True, type=int, help="number of this sampler")
     parser.add_argument("--fd", required=True, type=int, help="file descriptor of the pipe")
     arguments = parser.parse_args()
-    # Ctrl-C reaches the whole group; the learner decides, and closes the pipe.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     client = LocalClient(arguments.fd)
     config = resolve(from_plain(read_json(arguments.config)))
     shared = [int(core) for core in arguments.cores.split(",")]

@@ -26,6 +26,13 @@ class LearnerConfig:
 
     def __post_init__(self):
         """Refuses values outside their range."""
+        _require(
+            self,
+            "learner",
+            lambda x: x in ("", "cpu", "cuda", "tpu"),
+            "must be 'cpu', 'cuda', 'tpu' or empty for jax's choice",
+            "platform",
+        )
         _require(self, "learner", lambda x: x >= 0, "must not be negative", "micro_batch")
         _require(self, "learner", lambda x: x >= 1, "must be at least 1", "logp_chunk")
 

@@ -4,13 +4,14 @@ The order matters: this process is pinned to the learner's cores before jax star
 the samplers start before the learner loads or compiles anything, so that all do so at once.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import jax
 
@@ -31,12 +32,17 @@ from asympo_jax.runtime.leases import Closed, Stalled
 from asympo_jax.runtime.local import LocalSamplers
 from asympo_jax.runtime.metrics import MetricsWriter
 from asympo_jax.runtime.sampler import SamplerLoop
-from asympo_jax.runtime.snapshots import SnapshotStore, make_snapshot_directory, parameters_sha256
+from asympo_jax.runtime.snapshots import (
+    SnapshotRefused,
+    SnapshotStore,
+    make_snapshot_directory,
+    parameters_sha256,
+)
 from asympo_jax.settings import ExperimentConfig
 from asympo_jax.tasks import RewardError
 from asympo_jax.warmup_cache import warmed_up_params
 
-_STOP_TIMEOUT_S = 20.0
+_STOP_TIMEOUT_S = 8.0
 
 
 class RunFailed(Exception):
@@ -52,12 +58,14 @@ class Prepared:
         parts: what every role builds.
         workdir: its directory, ready.
         result: of a run that is already complete, else None.
+        lock: held on the workdir as long as this lives.
     """
 
     config: ExperimentConfig
     parts: experiment.Parts
     workdir: pathlib.Path
     result: dict[str, Any] | None
+    lock: IO[str]
 
     def run(self) -> dict[str, Any]:
         """Trains, or carries on, until `num_updates`; returns what `result.json` then holds.
@@ -74,27 +82,40 @@ class Prepared:
         if self.config.learner.platform:
             jax.config.update("jax_platforms", self.config.learner.platform)
         run_id = uuid.uuid4().hex[:12]
-        store = SnapshotStore(make_snapshot_directory(self.config.snapshot_dir, run_id), run_id)
-        try:
-            run = _Run(self.config, self.parts, self.workdir, store, run_id)
-            return run.go(all_cores, start)
-        finally:
-            store.remove()
+        directory, lock = make_snapshot_directory(self.config.snapshot_dir, run_id)
+        with lock:
+            store = SnapshotStore(directory, run_id)
+            try:
+                run = _Run(self.config, self.parts, self.workdir, store, run_id)
+                result = run.train(all_cores)
+            except (Closed, Stalled, NonFinite, RewardError, SnapshotRefused) as failure:
+                raise RunFailed(str(failure)) from failure
+            finally:
+                store.remove()
+        result["wall_s"] = round(time.monotonic() - start, 3)
+        workdirs.write_result(self.workdir, result)
+        return result
 
 
 def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
-    """Checks everything that needs no device, and makes the workdir ready.
+    """Checks everything that needs no device, makes the workdir ready and locks it.
 
     Raises:
         ValueError: a config that does not fit the task or the workdir; nothing was started.
     """
     parts = experiment.build_parts(config)
-    return Prepared(config, parts, workdir, workdirs.prepare(workdir, config))
+    workdirs.check_writable(workdir)
+    lock = workdirs.lock(workdir)
+    try:
+        return Prepared(config, parts, workdir, workdirs.prepare(workdir, config), lock)
+    except ValueError:
+        lock.close()
+        raise
 
 
 @dataclasses.dataclass
 class _Run:
-    """One attempt at a run, from the first snapshot to the result."""
+    """One attempt at a run, from the first snapshot to the last update."""
 
     config: ExperimentConfig
     parts: experiment.Parts
@@ -102,46 +123,38 @@ class _Run:
     store: SnapshotStore
     run_id: str
 
-    def go(self, all_cores: list[int], start: float) -> dict[str, Any]:
-        """Starts the roles, runs the learner, stops the roles, writes the result."""
+    def train(self, all_cores: list[int]) -> dict[str, Any]:
+        """Starts the roles, runs the learner, stops the roles; returns what it came to."""
         config = self.config
-        checkpointer = Checkpointer(self.workdir, config.checkpoint.keep)
-        ledger = checkpointer.ledger()
-        broker = Broker(config.pacing, config.queue_capacity, ledger)
-        samplers = self._start_samplers(broker, all_cores)
-        progress = Progress(config.pacing.num_updates)
-        try:
-            state = self._first_state(checkpointer)
+        # Left in the reverse order: the broker is closed first, then those who wait for it end.
+        with contextlib.ExitStack() as stack:
+            checkpointer = Checkpointer(self.workdir, config.checkpoint.keep)
+            stack.callback(checkpointer.close)
+            broker = Broker(config.pacing, config.queue_capacity, checkpointer.ledger())
+            samplers = self._start_samplers(broker, all_cores)
+            if samplers is not None:
+                stack.callback(samplers.stop, _STOP_TIMEOUT_S)
+            stack.callback(broker.close)
+            state = self._first_state(checkpointer, broker)
             writer = MetricsWriter(self.workdir, int(state.update), config.log.tensorboard)
+            stack.callback(writer.close)
             broker.open(int(state.update))
-            evaluate = self._evaluation()
-            learner = self._learner(broker, checkpointer, writer, progress, evaluate)
+            evaluate = self._make_evaluate()
+            progress = Progress(config.pacing.num_updates)
             if int(state.update) == 0:
                 before = evaluate(state.params)
+                broker.raise_if_closed()
                 writer.write(0, before)
                 progress.start(before)
-            state = learner.run(state)
-            after = evaluate(state.params)
+            learner = self._learner(broker, checkpointer, writer, progress, evaluate)
+            state, after = learner.run(state)
             self._save(checkpointer, broker, state)
-            writer.close()
-        except (Closed, Stalled, NonFinite, RewardError) as failure:
-            broker.close(str(failure))
-            raise RunFailed(str(failure)) from failure
-        finally:
-            broker.close()
-            if samplers is not None:
-                samplers.stop(_STOP_TIMEOUT_S)
-            checkpointer.close()
-            progress.stop()
-        result = {
-            "objective": config.objective.name,
-            "parameters_sha256": parameters_sha256(state.params),
-            **after,
-            "updates": int(state.update),
-            "wall_s": round(time.monotonic() - start, 3),
-        }
-        workdirs.write_result(self.workdir, result)
-        return result
+            return {
+                "objective": config.objective.name,
+                "parameters_sha256": parameters_sha256(state.params),
+                **(after or evaluate(state.params)),
+                "updates": int(state.update),
+            }
 
     def _start_samplers(self, broker: Broker, all_cores: list[int]) -> LocalSamplers | None:
         """Sampler processes, or None where this process samples itself."""
@@ -163,7 +176,7 @@ class _Run:
         )
         return LocalSamplers(broker, command, environment, config.sampler.count)
 
-    def _first_state(self, checkpointer: Checkpointer) -> TrainState:
+    def _first_state(self, checkpointer: Checkpointer, broker: Broker) -> TrainState:
         """The state to go on from; its snapshot, and those of its lag window, are written."""
         config, parts = self.config, self.parts
         optimizer = make_optimizer(config.optimizer)
@@ -174,11 +187,12 @@ class _Run:
                 self.store.write(version, params)
             return restored.state
         directory = workdirs.warmup_directory(config, self.workdir)
-        state = state_from_params(warmed_up_params(config, parts, directory), optimizer)
+        params = warmed_up_params(config, parts, directory, broker.raise_if_closed)
+        state = state_from_params(params, optimizer)
         self.store.write(0, state.params)
         return state
 
-    def _evaluation(self):
+    def _make_evaluate(self) -> Callable[[Any], dict[str, float]]:
         """Parameters -> metrics of an evaluation."""
         evaluator = experiment.make_evaluator(self.config, self.parts)
 
@@ -191,7 +205,14 @@ class _Run:
         """A checkpoint of everything that goes on."""
         checkpointer.save(state, broker.ledger_json(), self.run_id, self.store)
 
-    def _learner(self, broker, checkpointer, writer, progress, evaluate) -> Learner:
+    def _learner(
+        self,
+        broker: Broker,
+        checkpointer: Checkpointer,
+        writer: MetricsWriter,
+        progress: Progress,
+        evaluate: Callable[[Any], dict[str, float]],
+    ) -> Learner:
         """The learner's loop with everything that it needs."""
         config, parts = self.config, self.parts
         in_process = config.runtime_name == "sync"
@@ -215,13 +236,13 @@ class _Run:
             ),
             workdir=self.workdir,
             writer=writer,
-            sample=self._synchronous_sampling(broker) if in_process else lambda: None,
+            sample=self._make_sample(broker) if in_process else lambda: None,
             evaluate=evaluate,
             save=lambda state: self._save(checkpointer, broker, state),
             show=progress.update,
         )
 
-    def _synchronous_sampling(self, broker: Broker) -> Callable[[], None]:
+    def _make_sample(self, broker: Broker) -> Callable[[], None]:
         """Samples the groups of one update in this process."""
         sampler = experiment.make_sampler(self.config, self.parts, self.store)
         loop = SamplerLoop(sampler, broker)

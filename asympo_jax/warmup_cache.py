@@ -1,15 +1,18 @@
 """The warm-up of a run, kept under a hash of everything that it depends on and made if missing."""
 
+import dataclasses
 import hashlib
 import json
 import pathlib
 import platform
 import sys
 import time
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
 import jax
+import numpy as np
 
 from asympo_jax import learning
 from asympo_jax.experiment import Parts
@@ -17,24 +20,26 @@ from asympo_jax.models import init_params
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.snapshots import SnapshotRefused, read_params, write_params
 from asympo_jax.settings import ExperimentConfig
-from asympo_jax.tasks import Task
 
 _PACKAGE = pathlib.Path(__file__).parent
-# Code that the result depends on, beside the task's own.
-_SOURCES = ("types.py", "tokenizers.py", "models", "learning", "tasks/base.py")
+# Code that the result depends on.
+_SOURCES = ("models", "learning", "objectives/masked.py")
 
 
-def warmed_up_params(config: ExperimentConfig, parts: Parts, directory: pathlib.Path) -> Any:
+def warmed_up_params(
+    config: ExperimentConfig, parts: Parts, directory: pathlib.Path, check: Callable[[], None]
+) -> Any:
     """Parameters after the supervised warm-up, or the initial ones if it has no steps.
 
     Args:
         config: the experiment.
         parts: its task and model.
         directory: where warm-ups are kept; made if missing.
+        check: called before each step; raises to end a run that cannot go on.
     """
     if not config.warmup.num_steps:
         return init_params(parts.model, jax.random.key(config.seed))
-    path = directory / f"{warmup_key(config, parts.task)}.safetensors"
+    path = directory / f"{warmup_key(config, parts)}.safetensors"
     if path.exists():
         try:
             params, _ = read_params(path)
@@ -43,13 +48,13 @@ def warmed_up_params(config: ExperimentConfig, parts: Parts, directory: pathlib.
         else:
             _say(f"warm-up: {path} is kept from before, nothing that it depends on has changed")
             return params
-    params = _warm_up(config, parts)
+    params = _warm_up(config, parts, check)
     directory.mkdir(parents=True, exist_ok=True)
     write_params(path, params)
     return params
 
 
-def _warm_up(config: ExperimentConfig, parts: Parts) -> Any:
+def _warm_up(config: ExperimentConfig, parts: Parts, check: Callable[[], None]) -> Any:
     """Trains on the task's demonstrations."""
     warmup = config.warmup
     optimizer = learning.make_warmup_optimizer(warmup)
@@ -57,10 +62,9 @@ def _warm_up(config: ExperimentConfig, parts: Parts) -> Any:
     step = learning.make_warmup_step(
         parts.model, optimizer, config.step.micro_batch, config.step.logp_chunk
     )
-    num_positions = config.sampler.max_prompt_tokens + config.sampler.max_response_tokens
     start = time.monotonic()
-    batches = learning.demonstration_batches(parts.task, warmup, num_positions)
-    for number, (tokens_BT, scored_BT) in enumerate(batches, start=1):
+    for number, (tokens_BT, scored_BT) in enumerate(_demonstrations(config, parts), start=1):
+        check()
         state, loss = step(state, tokens_BT, scored_BT)
         if number % max(1, warmup.num_steps // 8) == 0:
             _say(
@@ -76,24 +80,40 @@ def _say(line: str) -> None:
     sys.stderr.flush()
 
 
-def warmup_key(config: ExperimentConfig, task: Task) -> str:
-    """A hash of everything that the warmed-up parameters depend on."""
+def warmup_key(config: ExperimentConfig, parts: Parts) -> str:
+    """A hash of everything that the warmed-up parameters depend on.
+
+    Of the task, the demonstrations themselves count, as token ids: its code, its options, its data
+    and its tokenizer matter only through them.
+    """
     digest = hashlib.sha256()
-    source = config.source
-    settings = {name: source[name] for name in ("seed", "model", "task", "warmup")}
-    lengths = [source["sampler"][f"max_{part}_tokens"] for part in ("prompt", "response")]
+    settings = [
+        config.seed,
+        dataclasses.asdict(parts.model),
+        dataclasses.asdict(config.warmup),
+        num_positions(config),
+        config.step.micro_batch,
+        config.step.logp_chunk,
+    ]
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}
     machine = [platform.machine(), config.learner.platform, len(placement.available_cores())]
-    chunk = config.step.logp_chunk
-    digest.update(
-        json.dumps([settings, lengths, versions, machine, chunk], sort_keys=True).encode()
-    )
-    task_file = sys.modules[type(task).__module__].__file__
-    files = [pathlib.Path(task_file)] if task_file else []
+    digest.update(json.dumps([settings, versions, machine], sort_keys=True).encode())
     for name in _SOURCES:
         path = _PACKAGE / name
-        files += sorted(path.glob("*.py")) if path.is_dir() else [path]
-    for file in files:
-        digest.update(file.read_bytes())
-    digest.update(str(task.tokenizer.vocab_size).encode())
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    for tokens_BT, scored_BT in _demonstrations(config, parts):
+        digest.update(tokens_BT.tobytes() + scored_BT.tobytes())
     return digest.hexdigest()[:16]
+
+
+def num_positions(config: ExperimentConfig) -> int:
+    """Room for the longest prompt and the longest response."""
+    return config.sampler.max_prompt_tokens + config.sampler.max_response_tokens
+
+
+def _demonstrations(
+    config: ExperimentConfig, parts: Parts
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The batches of the warm-up."""
+    return learning.demonstration_batches(parts.task, config.warmup, num_positions(config))

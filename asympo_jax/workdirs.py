@@ -3,26 +3,35 @@
 config.json  metrics.jsonl  result.json  checkpoints/  rollouts/  report/  tensorboard/
 """
 
+import fcntl
 import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 from asympo_jax.config import read_json
 from asympo_jax.settings import ExperimentConfig
 
-# What may change between two calls on one workdir: nothing that the numbers depend on.
-_FREE = ("num_updates", "eval.", "checkpoint.", "log.", "runtime.", "queue.", "sampler.count")
+# What may change between two calls on one workdir: what ticket order trains is the same.
+_FREE = (
+    "num_updates",
+    "eval.",
+    "checkpoint.",
+    "log.",
+    "runtime.",
+    "queue.",
+    "sampler.count",
+    "warmup.dir",
+)
 
 
 def prepare(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] | None:
-    """Makes the directory ready; returns the result of a run that is already complete.
+    """Writes the config into the locked directory; returns the result of a complete run.
 
     Raises:
         ValueError: it cannot be used, or holds a run of another config.
     """
-    check_writable(workdir)
     path = workdir / "config.json"
     if path.exists():
         _require_same(workdir, read_json(path), config.source)
@@ -52,6 +61,28 @@ def check_writable(workdir: pathlib.Path) -> None:
     except OSError as error:
         raise ValueError(f"workdir={workdir}: must be a directory that can be read and written "
                          f"({error.strerror})") from error  # fmt: skip
+
+
+def lock(workdir: pathlib.Path) -> IO[str]:
+    """Holds the directory for this process until the file is closed.
+
+    Raises:
+        ValueError: another run has it.
+    """
+    file = (workdir / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        owner = file.read().strip() or "unknown"
+        file.close()
+        raise ValueError(
+            f"workdir={workdir}: is in use by the run with process id {owner}; use another workdir"
+        ) from error
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
 
 
 def warmup_directory(config: ExperimentConfig, workdir: pathlib.Path) -> pathlib.Path:

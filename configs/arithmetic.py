@@ -28,8 +28,6 @@ def get_config():
     config.order = "ticket"
     config.objective.name = "asympo"
     config.task.name = "arithmetic"
-    config.task.num_terms = 4
-    config.task.wrong_share = 0.18
     config.optimizer.learning_rate = 3e-4
     config.sampler.temperature = 1.0
     config.sampler.max_prompt_tokens = 8

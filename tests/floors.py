@@ -20,6 +20,7 @@ ROOMS_OF_FLOOR = {
     3: ("runtime",),
     4: (
         "config",
+        "defaults",
         "settings",
         "experiment",
         "warmup_cache",

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 
+from asympo_jax.tasks import Task
 from asympo_jax.tasks.arithmetic import Arithmetic
 
 
@@ -42,3 +43,7 @@ class KillsSampler(Digits):
         if in_sampler():
             os.kill(os.getpid(), signal.SIGKILL)
         return super().reward(prompt, text)
+
+
+class WithoutDemonstrations(Digits):
+    demonstration = Task.demonstration

@@ -39,6 +39,14 @@ def test_metrics_after_the_resumed_update_are_dropped_and_written_once_again(tmp
     assert [(line["update"], line["loss"]) for line in lines] == [(0, 0), (1, 1), (2, 2), (3, 30)]
 
 
+def test_a_run_that_starts_again_from_nothing_keeps_no_line_of_the_attempt_before(tmp_path):
+    for loss in (1.0, 2.0):
+        writer = MetricsWriter(tmp_path, resumed_at=0, tensorboard=False)
+        writer.write(0, {"loss": loss})
+        writer.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"update": 0, "loss": 2.0}]
+
+
 def test_a_value_that_is_not_finite_becomes_null_and_the_line_stays_json(tmp_path):
     writer = MetricsWriter(tmp_path, resumed_at=0, tensorboard=False)
     writer.write(1, {"a": math.nan, "b": math.inf, "c": 1.5})
@@ -130,9 +138,9 @@ def test_samplers_with_cores_of_their_own_take_them_in_turn():
 
 
 def test_a_sampler_gets_its_own_platform_and_devices(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_one=1 --xla_force_host_platform_device_count=8")
     environment = placement.sampler_environment("cuda", "2,3")
     assert environment["JAX_PLATFORMS"] == "cuda"
     assert environment["CUDA_VISIBLE_DEVICES"] == "2,3"
-    assert "XLA_FLAGS" not in environment
+    assert environment["XLA_FLAGS"] == "--xla_one=1"
     assert placement.sampler_environment("tpu", "1")["TPU_VISIBLE_CHIPS"] == "1"

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asympo_jax.runtime.broker import Broker
-from asympo_jax.runtime.leases import Closed, Lease, Stalled
+from asympo_jax.runtime.leases import Closed, Lease, Refused, Stalled
 from asympo_jax.runtime.ledger import Ledger
 from asympo_jax.runtime.tickets import Order, Pacing
 from asympo_jax.types import Group
@@ -208,10 +208,13 @@ def test_groups_of_another_version_or_ticket_are_not_taken():
     broker = Broker(pace, capacity=8)
     broker.open(0)
     lease = broker.lease()
-    with pytest.raises(AssertionError):
+    with pytest.raises(Refused, match="version"):
         broker.submit(lease, [group(t, 1) for t in (0, 1)], 0.0)
-    with pytest.raises(AssertionError):
+    with pytest.raises(Refused, match=r"\[0, 2\]"):
         broker.submit(lease, [group(t, 0) for t in (0, 2)], 0.0)
+    broker.submit(lease, groups_of(pace, lease), 0.0)
+    with pytest.raises(Refused, match="not out"):
+        broker.submit(lease, groups_of(pace, lease), 0.0)
 
 
 def test_a_resumed_run_leases_what_was_live_and_trains_the_rest_once():

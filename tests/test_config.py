@@ -1,9 +1,13 @@
 """Configs: what is wrong is refused in one sentence before any device is touched."""
 
 import json
+import os
+import pathlib
+import runpy
 import subprocess
 import sys
 
+import ml_collections
 import pytest
 
 from asympo_jax.config import default_config, from_plain, read_json, resolve
@@ -44,6 +48,13 @@ WRONG = [
     (dict(warmup__batch_size=100), ["learner.micro_batch=8", "warmup.batch_size=100"]),
     (dict(runtime__stall_s=0.0), ["runtime.stall_s=0.0", "positive"]),
     (dict(seed=-1), ["seed=-1"]),
+    (dict(objective__floor=0.0), ["objective.floor=0.0", "positive"]),
+    (dict(objective__name="spo", objective__alpha=7.0), ["objective.alpha=7.0", "from 0 to 1"]),
+    (dict(optimizer__clip_norm=float("nan")), ["optimizer.clip_norm=nan"]),
+    (dict(optimizer__learning_rate=float("inf")), ["optimizer.learning_rate=inf"]),
+    (dict(model__rope_theta=float("nan")), ["model.rope_theta=nan"]),
+    (dict(learner__platform="gpuu"), ["learner.platform='gpuu'", "cuda"]),
+    (dict(runtime__name="sync", sampler__count=4), ["sampler.count=4", "sync"]),
 ]
 
 
@@ -85,9 +96,33 @@ def test_a_json_config_that_cannot_be_read_is_named(tmp_path):
             read_json(tmp_path / name)
 
 
-def test_options_of_ones_own_reach_the_task():
-    config = from_plain({"task": {"name": "my_module:MyTask", "colour": "blue"}})
+def test_options_of_ones_own_reach_the_task_from_a_config_file_and_from_json():
+    config = default_config()
+    config.task.name = "my_module:MyTask"
+    config.task.colour = "blue"
     assert resolve(config).task_options == {"colour": "blue"}
+    assert resolve(from_plain(resolve(config).source)).task_options == {"colour": "blue"}
+
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+
+
+def lab_record(path: pathlib.Path) -> tuple[str | None, ml_collections.ConfigDict]:
+    """Docstring and config of a config file."""
+    names = runpy.run_path(str(path))
+    return names["__doc__"], names["get_config"]()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_lab_record_is_a_config_that_resolves(path):
+    record, config = lab_record(path)
+    assert record
+    resolve(config)
+
+
+def test_the_default_config_is_the_lab_record_of_the_arithmetic_task():
+    _, config = lab_record(CONFIGS / "arithmetic.py")
+    assert config.to_dict() == default_config().to_dict()
 
 
 COMMANDS = [
@@ -97,14 +132,20 @@ COMMANDS = [
     (["--config.eval.num_prompts=100000"], "eval.num_prompts=100000"),
     (["--config=no_such_file.py"], "no_such_file.py"),
     (["--config=no_such_file.json"], "no_such_file.json"),
+    (["--config", "no_such_file.json"], "no_such_file.json"),
     (["--config.task.num_terms=9"], "task.num_terms=9"),
+    (["--config.task.num_terms=5"], "sampler.max_prompt_tokens=8"),
+    (["--config.task.name=tasks_for_tests:WithoutDemonstrations"], "warmup.num_steps"),
+    (["--config.task.name=:x"], "task.name=':x'"),
     (["--config.task.colour=blue"], "colour"),
     (["--config.task.name=gsm8k"], "task.data_dir"),
     (["left over"], "left over"),
 ]
 
 
-@pytest.mark.parametrize(("flags", "word"), COMMANDS, ids=[flags[0] for flags, _ in COMMANDS])
+@pytest.mark.parametrize(
+    ("flags", "word"), COMMANDS, ids=[" ".join(flags) for flags, _ in COMMANDS]
+)
 def test_the_command_ends_with_one_sentence_and_code_2(tmp_path, flags, word):
     code, stderr = train(tmp_path / "run", *flags)
     assert code == 2, stderr
@@ -123,5 +164,6 @@ def test_a_workdir_that_cannot_be_used_is_refused(tmp_path):
 
 def train(workdir, *flags):
     command = [sys.executable, "-m", "asympo_jax.train", f"--workdir={workdir}", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     return done.returncode, done.stderr

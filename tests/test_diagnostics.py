@@ -50,7 +50,7 @@ def weight_of_grpo() -> np.ndarray:
 
 
 def test_every_objective_logs_the_same_metrics_and_its_own(metrics):
-    own = {"asympo": {"weight/floor_share"}, "grpo": {"clip/high", "clip/low"}}
+    own = {"asympo": {"weight/floor_share"}, "grpo": {"clip/high", "clip/low", "clip/cap"}}
     for name in objectives.names():
         _, found, _ = value_metrics_gradient(name, CASE)
         assert set(found) == METRICS | RATIO_METRICS | own.get(name, set())

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import select
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def one_sampler(runner, tmp_path_factory) -> Finished:
 def test_a_run_leaves_the_files_that_the_readme_names(one_sampler, runner):
     assert one_sampler.result["updates"] == TINY["num_updates"]
     assert set(one_sampler.result) >= {"parameters_sha256", "eval/accuracy", "updates", "wall_s"}
-    names = {path.name for path in one_sampler.workdir.iterdir()}
+    names = {p.name for p in one_sampler.workdir.iterdir() if not p.name.startswith(".")}
     assert names == {
         "config.json", "metrics.jsonl", "result.json", "checkpoints", "rollouts", "tensorboard"
     }  # fmt: skip
@@ -110,6 +111,47 @@ def test_a_longer_run_carries_on_from_the_checkpoint_and_ends_with_the_same_bits
     assert half.result and whole.sha == one_sampler.sha
     assert [line["update"] for line in whole.metrics] == list(range(7))
     assert whole.metrics[-1]["tickets/trained"] == 6 * TINY["prompts_per_update"]
+
+
+@pytest.mark.parametrize("order", ["ticket", "completion"])
+def test_a_killed_run_carries_on_with_tickets_live_and_trains_each_once(runner, tmp_path, order):
+    fields = {"order": order, "num_updates": 40, "checkpoint__every_updates": 4}
+    process = runner.start(tmp_path / "run", **fields)
+    wait_for(lambda: len(metrics_lines(tmp_path / "run")) > 14, process)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "run" / "result.json").exists()
+    resumed = runner.train(tmp_path / "run", **fields)
+    assert [line["update"] for line in resumed.metrics] == list(range(41))
+    last = resumed.metrics[-1]
+    assert last["tickets/trained"] == last["tickets/issued"] == 40 * TINY["prompts_per_update"]
+    assert max(line["lag/max"] for line in resumed.metrics[1:]) <= TINY["lag"]
+    assert not processes_about(tmp_path)
+    assert not list(runner.snapshots.iterdir()), "the killed run's snapshots are left"
+    if order == "ticket":
+        assert resumed.sha == runner.train(tmp_path / "whole", **fields).sha
+
+
+def test_a_second_run_on_a_workdir_in_use_is_refused_by_the_process_that_has_it(runner, tmp_path):
+    process = runner.start(tmp_path / "run", num_updates=100_000)
+    try:
+        wait_for(lambda: len(metrics_lines(tmp_path / "run")) > 1, process)
+        second = runner.train(tmp_path / "run", num_updates=100_000)
+        assert second.code == 2
+        assert f"is in use by the run with process id {process.pid}" in second.error
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=TIMEOUT_S)
+
+
+def test_a_run_that_was_stopped_before_its_result_was_written_writes_it_when_called_again(
+    one_sampler, runner, tmp_path
+):
+    first = runner.train(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    again = runner.train(tmp_path / "run")
+    assert again.sha == first.sha == one_sampler.sha
+    assert [line["update"] for line in again.metrics] == list(range(7))
 
 
 def test_a_complete_run_is_not_run_again(one_sampler, runner):
@@ -212,7 +254,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
     while not condition():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
-        os.sched_yield()
+        select.select([], [], [], 0.05)
 
 
 def processes_about(path: pathlib.Path) -> list[int]:

@@ -147,16 +147,6 @@ def test_rounding_at_the_borders_between_tokens_never_draws_an_excluded_one(opti
     assert set(np.asarray(token_B)) <= allowed
 
 
-def test_top_p_one_keeps_tokens_beyond_the_rounding_of_the_sum():
-    logits_BV = jnp.zeros((1, 3000)).at[0, 1000].set(18.0)
-    params = draw_params(top_p=1.0, top_k=3000)
-    last = jnp.array([1 - 2.0**-24], jnp.float32)
-    assert (
-        draw(logits_BV, last, params)[0].tolist()
-        == draw(logits_BV, last, draw_params())[0].tolist()
-    )
-
-
 def test_uniforms_lie_strictly_inside_the_unit_interval():
     keys = jnp.arange(2000, dtype=jnp.uint32).reshape(-1, 2)
     uniform_B = np.asarray(sampling.uniforms(keys, jnp.int32(3)), np.float64)

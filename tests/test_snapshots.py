@@ -69,12 +69,23 @@ def test_pruning_keeps_the_versions_from_the_given_one_on(store):
 
 
 def test_the_directory_is_private_and_goes_away(tmp_path):
-    directory = make_snapshot_directory(str(tmp_path), "abc")
+    directory, lock = make_snapshot_directory(str(tmp_path), "abc")
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     store = SnapshotStore(directory, "abc")
     store.write(0, PARAMS)
     store.remove()
     assert not directory.exists()
+    lock.close()
+
+
+def test_directories_of_killed_runs_are_removed_and_those_in_use_stay(tmp_path):
+    killed, lock = make_snapshot_directory(str(tmp_path), "killed")
+    lock.close()  # what the end of a process does
+    alive, lock = make_snapshot_directory(str(tmp_path), "alive")
+    newest, newest_lock = make_snapshot_directory(str(tmp_path), "newest")
+    assert (killed.exists(), alive.exists(), newest.exists()) == (False, True, True)
+    lock.close()
+    newest_lock.close()
 
 
 def test_the_hash_sees_names_shapes_types_and_values():

@@ -1,6 +1,7 @@
 """The optimiser: Adam with clipping and a learning-rate schedule."""
 
 import dataclasses
+import math
 
 import optax
 
@@ -36,13 +37,15 @@ class OptimizerConfig:
         Raises:
             ValueError: naming the field, its value and what is allowed.
         """
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"optimizer.learning_rate={self.learning_rate}: must be positive")
         for field in ("b1", "b2"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"optimizer.{field}={getattr(self, field)}: must be in [0, 1)")
+        if not 0 < self.epsilon < math.inf:
+            raise ValueError(f"optimizer.epsilon={self.epsilon}: must be positive")
         for field in ("warmup_updates", "decay_updates", "weight_decay", "clip_norm"):
-            if getattr(self, field) < 0:
+            if not 0 <= getattr(self, field) < math.inf:
                 raise ValueError(f"optimizer.{field}={getattr(self, field)}: must not be negative")
         if self.decay_updates and self.decay_updates <= self.warmup_updates:
             raise ValueError(

@@ -4,6 +4,7 @@ The cross-entropy is over the response and its stop token alone, mean over those
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -45,7 +46,7 @@ class WarmupConfig:
             raise ValueError(f"warmup.num_steps={self.num_steps}: must not be negative")
         if self.batch_size < 1:
             raise ValueError(f"warmup.batch_size={self.batch_size}: must be at least 1")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"warmup.learning_rate={self.learning_rate}: must be positive")
 
 
@@ -63,7 +64,7 @@ def make_warmup_step(
     optimizer: optax.GradientTransformation,
     micro_batch: int,
     logp_chunk: int,
-) -> Callable[[TrainState, Array, Array], tuple[TrainState, Float[Array, ""]]]:
+) -> Callable[[TrainState, Any, Any], tuple[TrainState, Float[Array, ""]]]:
     """The jitted step `(state, tokens_BT, scored_BT) -> (state, loss)`; the state is donated."""
 
     def step(state: TrainState, tokens_BT: Array, scored_BT: Array):
@@ -88,7 +89,7 @@ def make_warmup_step(
 
 def demonstration_batches(
     task: Task, config: WarmupConfig, num_positions: int
-) -> Iterator[tuple[Array, Array]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches `(tokens_BT, scored_BT)` of demonstrations 0, 1, 2, …; cut at `num_positions`."""
     for step in range(config.num_steps):
         tokens_BT = np.zeros((config.batch_size, num_positions), np.int32)
@@ -100,4 +101,4 @@ def demonstration_batches(
             ids = ids[:num_positions]
             tokens_BT[row, : len(ids)] = ids
             scored_BT[row, len(prompt_ids) : len(ids)] = True
-        yield jnp.asarray(tokens_BT), jnp.asarray(scored_BT)
+        yield tokens_BT, scored_BT

@@ -1,6 +1,7 @@
 """The shape of a decoder of the Llama, Qwen2 and Qwen3 families."""
 
 import dataclasses
+import math
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,5 +62,5 @@ class ModelConfig:
 
     def _require_positive(self, field: str) -> None:
         """Refuses a field that is not positive."""
-        if getattr(self, field) <= 0:
+        if not 0 < getattr(self, field) < math.inf:
             raise ValueError(f"model.{field}={getattr(self, field)}: must be positive")

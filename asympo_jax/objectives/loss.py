@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -62,6 +63,16 @@ _OBJECTIVES: Mapping[str, Objective] = {
 }
 
 
+# Options of the objectives above: (is allowed, what is allowed).
+_OPTIONS: Mapping[str, tuple[Callable[[float], bool], str]] = {
+    "floor": (lambda x: 0 < x < math.inf, "must be positive"),
+    "alpha": (lambda x: 0 <= x <= 1, "must be from 0 to 1"),
+    "clip_low": (lambda x: 0 <= x <= 1, "must be from 0 to 1"),
+    "clip_high": (lambda x: x >= 0, "must not be negative"),
+    "dual_clip": (lambda x: x >= 1, "must be at least 1"),
+}
+
+
 def names() -> tuple[str, ...]:
     """Names of all objectives of the package."""
     return tuple(_OBJECTIVES)
@@ -87,7 +98,9 @@ def make(name: str, **options: Any) -> Objective:
             "'my_module:my_objective'"
         )
     allowed = list(inspect.signature(objective.weight).parameters)[1:]
-    for option in options:
+    for option, value in options.items():
+        if name in _OBJECTIVES and option in _OPTIONS and not _OPTIONS[option][0](value):
+            raise ValueError(f"objective.{option}={value!r}: {_OPTIONS[option][1]}")
         if option not in allowed:
             raise ValueError(
                 f"objective.{option} is not an option of objective.name={name!r}, which has "

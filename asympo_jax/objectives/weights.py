@@ -5,6 +5,8 @@ for every response, [B, 1]. The loss stops the gradient of the weight, so these 
 outside the mask may hold anything.
 """
 
+import functools
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -89,8 +91,9 @@ def grpo(
         clip_high: ε_hi; a positive token is dropped where r > 1 + ε_hi.
         dual_clip: c; a negative token is dropped where r > c (arXiv:1912.09729).
     """
-    dropped_high_BT, dropped_low_BT = _clipped(batch, clip_low, clip_high, dual_clip)
-    return jnp.where(dropped_high_BT | dropped_low_BT, 0.0, jnp.exp(log_ratio(batch)))
+    dropped = _clipped(batch, clip_low, clip_high, dual_clip)
+    dropped_BT = functools.reduce(jnp.logical_or, dropped.values())
+    return jnp.where(dropped_BT, 0.0, jnp.exp(log_ratio(batch)))
 
 
 def report_clip(
@@ -99,20 +102,22 @@ def report_clip(
     clip_high: float = 0.2,
     dual_clip: float = float("inf"),
 ) -> dict[str, Array]:
-    """`clip/{high,low}`: share of tokens that `grpo` drops on either side."""
-    dropped_high_BT, dropped_low_BT = _clipped(batch, clip_low, clip_high, dual_clip)
+    """`clip/{high,low,cap}`: share of tokens that `grpo` drops for each reason."""
+    dropped = _clipped(batch, clip_low, clip_high, dual_clip)
     return {
-        "clip/high": masked_share(dropped_high_BT, batch.mask_BT),
-        "clip/low": masked_share(dropped_low_BT, batch.mask_BT),
+        f"clip/{name}": masked_share(dropped_BT, batch.mask_BT)
+        for name, dropped_BT in dropped.items()
     }
 
 
 def _clipped(
     batch: PolicyBatch, clip_low: float, clip_high: float, dual_clip: float
-) -> tuple[Bool[Array, "B T"], Bool[Array, "B T"]]:
-    """Tokens that a clipped surrogate gives no gradient: (positive, negative)."""
+) -> dict[str, Bool[Array, "B T"]]:
+    """Tokens that a clipped surrogate gives no gradient, by the bound that they are beyond."""
     ratio_BT = jnp.exp(log_ratio(batch))
     advantage_B1 = batch.advantage_B[:, None]
-    high_BT = (advantage_B1 > 0) & (ratio_BT > 1 + clip_high)
-    low_BT = (advantage_B1 < 0) & ((ratio_BT < 1 - clip_low) | (ratio_BT > dual_clip))
-    return high_BT, low_BT
+    return {
+        "high": (advantage_B1 > 0) & (ratio_BT > 1 + clip_high),
+        "low": (advantage_B1 < 0) & (ratio_BT < 1 - clip_low),
+        "cap": (advantage_B1 < 0) & (ratio_BT > dual_clip),
+    }

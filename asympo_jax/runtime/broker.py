@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from asympo_jax.runtime.leases import Closed, Lease, SamplingTotals, Stalled
+from asympo_jax.runtime.leases import Closed, Lease, Refused, SamplingTotals, Stalled
 from asympo_jax.runtime.ledger import Ledger, Outcome, TicketState
 from asympo_jax.runtime.tickets import Pacing
 from asympo_jax.types import Group
@@ -99,14 +99,18 @@ class Broker:
 
         Raises:
             Closed: the run has ended.
+            Refused: the lease is not out, or the groups are not those of its tickets and version.
         """
         tickets = [group.ticket for group in groups]
         with self._changed:
             if self._closed is not None:
                 raise self._closed
-            assert self._leases.get(lease.number) == lease, lease
-            assert tickets == list(self._pacing.tickets_of_lease(lease.number)), (lease, tickets)
-            assert all(group.version == lease.version for group in groups), lease
+            if self._leases.get(lease.number) != lease:
+                raise Refused(f"{lease} is not out")
+            if tickets != list(self._pacing.tickets_of_lease(lease.number)):
+                raise Refused(f"{lease} does not have the tickets {tickets}")
+            if any(group.version != lease.version for group in groups):
+                raise Refused(f"{lease} has groups of another version")
             for group in groups:
                 if group.ticket in self._ledger.live:  # else trained before the run was resumed
                     self._ledger.finish(group.ticket)
@@ -143,9 +147,10 @@ class Broker:
             while self._closed is None and batch is None:
                 if len(self._queue) != queued:
                     deadline, queued = self._clock() + timeout_s, len(self._queue)
-                if not self._changed.wait(deadline - self._clock()):
+                in_time = self._changed.wait(deadline - self._clock())
+                batch = self._select()  # a group may have come in at the last moment
+                if not in_time and batch is None and self._closed is None:
                     raise Stalled(self._describe_stall(timeout_s))
-                batch = self._select()
             if self._closed is not None:
                 raise self._closed
             assert batch is not None and self._version is not None
@@ -174,6 +179,12 @@ class Broker:
             if self._closed is None:
                 self._closed = Closed(cause)
             self._changed.notify_all()
+
+    def raise_if_closed(self) -> None:
+        """Raises `Closed` if the run has ended."""
+        with self._changed:
+            if self._closed is not None:
+                raise self._closed
 
     @property
     def closed(self) -> Closed | None:

@@ -52,7 +52,12 @@ class Checkpointer:
         )
 
     def save(self, state: TrainState, ledger: dict, run_id: str, store: SnapshotStore) -> None:
-        """Saves after an update; returns when the arrays are copied, the files follow."""
+        """Saves after an update; returns when the arrays are copied, the files follow.
+
+        Nothing is saved twice: a run that was stopped after its last checkpoint has it already.
+        """
+        if self.latest() == int(state.update):
+            return
         snapshots = {str(version): store.read(version) for version in store.versions()}
         update = int(state.update)
         self._manager.save(

@@ -81,8 +81,8 @@ class Learner:
     save: Callable[[TrainState], None]
     show: Callable[[int, dict[str, float]], None]
 
-    def run(self, state: TrainState) -> TrainState:
-        """Updates until `num_updates`; returns the last state.
+    def run(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
+        """Updates until `num_updates`; returns the last state and its evaluation, if it made any.
 
         Raises:
             Closed: a sampler failed; it carries the cause.
@@ -90,6 +90,7 @@ class Learner:
             NonFinite: a loss or gradient is not finite.
         """
         meter = PipelineMeter(self.num_samplers)
+        evaluation: dict[str, float] = {}
         for update in range(int(state.update), self.pacing.num_updates):
             start = time.monotonic()
             self.sample()
@@ -109,8 +110,9 @@ class Learner:
             metrics |= group_metrics(groups, update) | self.broker.metrics()
             meter.add(taken - start, trained - taken, groups, self.broker.sampling_totals())
             metrics |= meter.metrics()
-            if _due(version, self.cadence.evaluate):
-                metrics |= self.evaluate(state.params)
+            if _due(version, self.cadence.evaluate) or version == self.pacing.num_updates:
+                evaluation = self.evaluate(state.params)
+                metrics |= evaluation
             self.writer.write(version, metrics)
             self.show(version, metrics)
             if _due(version, self.cadence.rollouts):
@@ -119,7 +121,7 @@ class Learner:
                 write_rollouts(path, shown, update, self.tokenizer)
             if _due(version, self.cadence.checkpoint) and version < self.pacing.num_updates:
                 self.save(state)
-        return state
+        return state, evaluation
 
 
 def group_metrics(groups: Sequence[Group], update: int) -> dict[str, float]:

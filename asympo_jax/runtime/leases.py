@@ -15,6 +15,10 @@ class Closed(Exception):
         self.cause = cause
 
 
+class Refused(Exception):
+    """Groups that do not belong to the lease they are handed in for."""
+
+
 class Stalled(Exception):
     """Nothing came within the deadline."""
 

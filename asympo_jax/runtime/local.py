@@ -8,14 +8,16 @@ import multiprocessing.connection
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
 
 from asympo_jax.runtime import wire
 from asympo_jax.runtime.broker import Broker
-from asympo_jax.runtime.leases import Closed, Lease
+from asympo_jax.runtime.leases import Closed, Lease, Refused
 from asympo_jax.types import Group
 
-_Connection = multiprocessing.connection.Connection
+# Between the end of a pipe and the end of its process.
+_EXIT_TIMEOUT_S = 10.0
 
 
 class LocalSamplers:
@@ -23,7 +25,7 @@ class LocalSamplers:
 
     Args:
         broker: what they lease from.
-        command: program and arguments; `--fd=N` and `--index=I` are appended.
+        command: program and arguments; `--index=I` and `--fd=N` are appended.
         environment: environment of the programs.
         count: number of processes.
     """
@@ -32,80 +34,107 @@ class LocalSamplers:
         self, broker: Broker, command: Sequence[str], environment: dict[str, str], count: int
     ):
         """Starts the programs."""
-        self._broker = broker
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._threads: list[threading.Thread] = []
-        for index in range(count):
-            self._start(index, [*command, f"--index={index}"], environment)
+        self._sessions = [
+            _Session(index, broker, [*command, f"--index={index}"], environment)
+            for index in range(count)
+        ]
 
-    def _start(self, index: int, command: list[str], environment: dict[str, str]) -> None:
-        """Starts one program and the thread that serves it."""
-        ours, theirs = multiprocessing.connection.Pipe()
+    def stop(self, timeout_s: float) -> None:
+        """Waits for the processes after the broker was closed; kills those that are too slow.
+
+        Args:
+            timeout_s: for all of them together.
+        """
+        deadline = time.monotonic() + timeout_s
+        for session in self._sessions:
+            session.stop(deadline)
+
+
+class _Session:
+    """One sampler process and the thread that serves it; the first failure ends the run."""
+
+    def __init__(self, index: int, broker: Broker, command: list[str], environment: dict[str, str]):
+        self._index = index
+        self._broker = broker
+        self._lease: Lease | None = None  # what the sampler has to work on
+        self._connection, theirs = multiprocessing.connection.Pipe()
         with theirs:
-            process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [*command, f"--fd={theirs.fileno()}"],
                 env=environment,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C reaches the learner alone, which closes the pipe
             )
-        thread = threading.Thread(
-            target=self._serve, args=(index, ours, process), name=f"sampler-{index}", daemon=True
-        )
-        self._processes.append(process)
-        self._threads.append(thread)
-        thread.start()
+        self._thread = threading.Thread(target=self._serve, name=f"sampler-{index}", daemon=True)
+        self._thread.start()
 
-    def stop(self, timeout_s: float) -> None:
-        """Waits for the processes after the broker was closed; kills those that are too slow."""
-        for process in self._processes:
-            try:
-                process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        for thread in self._threads:
-            thread.join(timeout_s)
-
-    def _serve(self, index: int, connection: _Connection, process: subprocess.Popen[bytes]) -> None:
-        """Answers one sampler until either side ends; the first failure ends the run."""
-        lease: Lease | None = None
+    def stop(self, deadline: float) -> None:
+        """Waits for the process until the deadline, then kills it."""
         try:
-            with connection:
+            self._process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._thread.join(max(1.0, deadline - time.monotonic()))
+
+    def _serve(self) -> None:
+        """Answers until either side ends."""
+        try:
+            with self._connection as connection:
                 while True:
-                    message = wire.decode(connection.recv_bytes())
-                    lease = self._answer(connection, message, lease)
+                    self._answer(wire.decode(connection.recv_bytes()))
         except (EOFError, OSError):
             if self._broker.closed is None:
-                cause = f"sampler {index} ended with {_exit_words(process.wait())}"
-                self._broker.close(f"{cause}; what it printed above says why")
+                self._broker.close(
+                    f"sampler {self._index} ended with {self._exit_words()}; what it printed above "
+                    "may say why"
+                )
         except Closed:
             pass
+        except (wire.BadFrame, Refused) as refused:
+            self._broker.close(f"sampler {self._index}: {refused}")
         except Exception as error:
-            self._broker.close(f"sampler {index}: {error}")
+            # Not the sampler's fault; the thread's own traceback says where.
+            self._broker.close(f"serving sampler {self._index}: {type(error).__name__}: {error}")
+            raise
         finally:
-            if lease is not None:
-                self._broker.abandon(lease)
+            if self._lease is not None:
+                self._broker.abandon(self._lease)
 
-    def _answer(self, connection: _Connection, message: dict, lease: Lease | None) -> Lease | None:
-        """Does what a message asks; returns the lease that the sampler then holds."""
+    def _answer(self, message: dict) -> None:
+        """Does what a message asks, and answers it."""
         try:
             if message["type"] == "lease":
-                lease = self._broker.lease()
-                reply = {"type": "lease", "lease": wire.lease_fields(lease)}
+                # Held before it is sent: a sampler that dies meanwhile must not take it along.
+                self._lease = self._broker.lease()
+                answer = {"type": "lease", "lease": wire.lease_fields(self._lease)}
             elif message["type"] == "submit":
                 groups = wire.groups_from(message.get("groups"))
-                given = wire.lease_from(message.get("lease"))
-                self._broker.submit(given, groups, float(message.get("busy_s", 0.0)))
-                lease, reply = None, {"type": "accepted"}
+                lease = wire.lease_from(message.get("lease"))
+                self._broker.submit(lease, groups, wire.seconds_from(message.get("busy_s")))
+                self._lease = None
+                answer = {"type": "accepted"}
             elif message["type"] == "failed":
                 raise wire.BadFrame(str(message.get("cause"))[:2000])
             else:
                 raise wire.BadFrame(f"unknown message {message['type']!r:.80}")
         except Closed as closed:
-            connection.send_bytes(wire.encode({"type": "closed", "cause": closed.cause or ""}))
+            self._send({"type": "closed", "cause": closed.cause or ""})
             raise
-        connection.send_bytes(wire.encode(reply))
-        return lease
+        self._send(answer)
+
+    def _send(self, message: dict) -> None:
+        """One frame."""
+        self._connection.send_bytes(wire.encode(message))
+
+    def _exit_words(self) -> str:
+        """How the process ended, in words."""
+        try:
+            code = self._process.wait(_EXIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return "its pipe closed and the process alive"
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 class LocalClient:
@@ -148,8 +177,3 @@ class LocalClient:
         if answer["type"] != expected:
             raise wire.BadFrame(f"wanted {expected!r}, got {answer['type']!r:.80}")
         return answer
-
-
-def _exit_words(code: int) -> str:
-    """An exit code in words."""
-    return f"signal {-code}" if code < 0 else f"exit code {code}"

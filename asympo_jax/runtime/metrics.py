@@ -28,7 +28,8 @@ class MetricsWriter:
         """Opens the files."""
         path = workdir / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in read_metrics(path) if line["update"] <= resumed_at]
+            # A run that starts again from nothing writes its update 0 again, too.
+            kept = [x for x in read_metrics(path) if resumed_at and x["update"] <= resumed_at]
             partial = path.with_suffix(".partial")
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(partial, path)
@@ -38,7 +39,7 @@ class MetricsWriter:
     def write(self, update: int, metrics: Mapping[str, float]) -> None:
         """One line: the metrics after `update` updates. Values that are not finite become null."""
         values = {name: float(value) for name, value in metrics.items()}
-        finite = {n: round(v, 7) if math.isfinite(v) else None for n, v in values.items()}
+        finite = {n: float(f"{v:.7g}") if math.isfinite(v) else None for n, v in values.items()}
         self._file.write(json.dumps({"update": update, **finite}) + "\n")
         if self._events is not None:
             for name, value in values.items():
@@ -52,13 +53,22 @@ class MetricsWriter:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line cut short by a crash is left out."""
+    """The lines of a `metrics.jsonl`; a last line cut short by a crash is left out.
+
+    Raises:
+        ValueError: another line is no JSON object with an `update`.
+    """
     lines = []
-    for text in path.read_text().splitlines():
+    texts = path.read_text().splitlines()
+    for number, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
+            line = json.loads(text)
+            int(line["update"])
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(texts):
+                break
+            raise ValueError(f"{path} line {number}: is no metrics line ({error!r:.80})") from error
+        lines.append(line)
     return lines
 
 

@@ -67,7 +67,8 @@ class PipelineMeter:
         wall_s = max(last.now - first.now, 1e-9)
         wait_s, train_s = last.wait_s - first.wait_s, last.train_s - first.train_s
         busy_s = (last.sampled.busy_s - first.sampled.busy_s) / self._num_samplers
-        group_s = last.sampled.busy_s / max(1, last.sampled.groups) / self._num_samplers
+        num_sampled = last.sampled.groups - first.sampled.groups
+        group_s = busy_s / num_sampled if num_sampled else 0.0
         ideal_s = max(train_s, group_s * (last.groups - first.groups))
         return {
             "time/update_s": wall_s / num_updates,

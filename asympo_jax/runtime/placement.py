@@ -7,6 +7,8 @@ number of samplers.
 
 import os
 
+_HOST_DEVICES = "--xla_force_host_platform_device_count"
+
 
 def available_cores() -> list[int]:
     """Cores that this process may use, ascending."""
@@ -38,8 +40,10 @@ def pin(cores: list[int]) -> None:
 def sampler_environment(platform: str, visible_devices: str) -> dict[str, str]:
     """Environment of a sampler's process: this one's, with its own platform and devices."""
     environment = dict(os.environ)
-    # Simulated host devices are the learner's; a sampler computes on one.
-    environment.pop("XLA_FLAGS", None)
+    # Simulated host devices are the learner's; a sampler computes on one. Other flags stay, so that
+    # both compile alike.
+    kept = [f for f in environment.get("XLA_FLAGS", "").split() if _HOST_DEVICES not in f]
+    environment["XLA_FLAGS"] = " ".join(kept)
     environment["JAX_PLATFORMS"] = platform
     if platform == "cuda":
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"

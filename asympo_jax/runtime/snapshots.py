@@ -4,13 +4,14 @@ A snapshot is one safetensors file whose metadata is its manifest: run, version,
 written beside its name and renamed, so a reader sees all of it or nothing.
 """
 
+import fcntl
 import hashlib
 import os
 import pathlib
 import shutil
 import tempfile
 import zlib
-from typing import Any
+from typing import IO, Any
 
 import flax.traverse_util
 import jax
@@ -19,6 +20,7 @@ import safetensors
 import safetensors.numpy
 
 _RAM_DISK = pathlib.Path("/dev/shm")
+_PREFIX, _LOCK = "asympo-", "lock"
 
 
 class SnapshotRefused(Exception):
@@ -74,11 +76,34 @@ class SnapshotStore:
         return self.directory / f"v{version:08d}.safetensors"
 
 
-def make_snapshot_directory(parent: str | None, run_id: str) -> pathlib.Path:
-    """A new private directory (mode 0700), in the RAM disk unless `parent` says otherwise."""
+def make_snapshot_directory(parent: str | None, run_id: str) -> tuple[pathlib.Path, IO[str]]:
+    """A new private directory (mode 0700) and the lock that says it is in use.
+
+    Directories of runs that were killed, whose locks are free, are removed first.
+
+    Args:
+        parent: where to make it; None for the RAM disk, or the temporary directory without one.
+        run_id: becomes part of its name.
+    """
     if parent is None:
         parent = str(_RAM_DISK) if os.access(_RAM_DISK, os.W_OK) else tempfile.gettempdir()
-    return pathlib.Path(tempfile.mkdtemp(prefix=f"asympo-{run_id}-", dir=parent))
+    for lock_path in pathlib.Path(parent).glob(f"{_PREFIX}*/{_LOCK}"):
+        _remove_if_unused(lock_path)
+    directory = pathlib.Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{run_id}-", dir=parent))
+    lock = (directory / _LOCK).open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return directory, lock
+
+
+def _remove_if_unused(lock_path: pathlib.Path) -> None:
+    """Removes a directory of ours whose lock nobody holds."""
+    try:
+        with lock_path.open() as lock:
+            if os.fstat(lock.fileno()).st_uid == os.getuid():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock_path.parent, ignore_errors=True)
+    except OSError:
+        return  # in use, or gone meanwhile
 
 
 def write_params(path: pathlib.Path, params: Any, **metadata: str) -> None:

@@ -4,6 +4,7 @@ Whatever comes in is checked before it is used: a frame is data from outside.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,6 +62,17 @@ def lease_from(data: Any) -> Lease:
     if not isinstance(data, dict) or any(not isinstance(data.get(n), int) for n in names):
         raise BadFrame(f"a lease must have the integers {names}, got {data!r:.200}")
     return Lease(**{name: data[name] for name in names})
+
+
+def seconds_from(data: Any) -> float:
+    """A duration in plain data.
+
+    Raises:
+        BadFrame: it is not a finite number of seconds from 0 on.
+    """
+    if not isinstance(data, float) or not 0 <= data < math.inf:
+        raise BadFrame(f"a duration must be a number of seconds from 0 on, got {data!r:.80}")
+    return data
 
 
 def group_fields(group: Group) -> dict[str, Any]:

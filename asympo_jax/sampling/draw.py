@@ -95,8 +95,7 @@ def _cut(logp_BV: Array, params: DrawParams) -> Array:
     top_k = jnp.where(params.top_k > 0, params.top_k, vocab_size)
     # The mass *before* a token decides, so the token that crosses top_p is kept.
     before_BV = jnp.cumsum(sorted_BV, axis=1) - sorted_BV
-    # The sum reaches 1 by rounding before the last tokens, which a top_p of 1 keeps.
-    keep_BV = (rank_V < top_k) & ((before_BV < params.top_p) | (params.top_p >= 1))
+    keep_BV = (rank_V < top_k) & (before_BV < params.top_p)
     keep_BV &= sorted_BV >= params.min_p * sorted_BV[:, :1]
     inverse_BV = jnp.argsort(order_BV, axis=1)
     return jnp.where(jnp.take_along_axis(keep_BV, inverse_BV, axis=1), prob_BV, 0.0)

@@ -31,7 +31,7 @@ def make_task(name: str, **options: Any) -> Task:
     module_name, _, attribute = path.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"task.name={name!r}: cannot be imported ({error})") from error
     if not (inspect.isclass(found) and issubclass(found, Task)):
         raise ValueError(f"task.name={name!r}: must be a subclass of asympo_jax.tasks.Task")

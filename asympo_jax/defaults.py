@@ -1,0 +1,99 @@
+"""Every field of a config with its default: the arithmetic task of `configs/arithmetic.py`.
+
+What the fields mean is said by the dataclasses that they become (`settings.py` and what it names).
+"""
+
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+_MODEL = {
+    "num_layers": 2,
+    "width": 64,
+    "num_heads": 4,
+    "num_kv_heads": 4,
+    "head_width": 16,
+    "mlp_width": 192,
+    "rope_theta": 10_000.0,
+    "norm_epsilon": 1e-6,
+    "qk_norm": False,
+    "qkv_bias": False,
+    "tied_head": True,
+    "dtype": "float32",
+}
+_OPTIMIZER = {
+    "learning_rate": 3e-4,
+    "warmup_updates": 0,
+    "decay_updates": 0,
+    "b1": 0.9,
+    "b2": 0.99,
+    "epsilon": 1e-8,
+    "weight_decay": 0.0,
+    "clip_norm": 1.0,
+}
+_SAMPLER = {
+    "count": 1,
+    "platform": "cpu",
+    "visible_devices": "",
+    "cores": 0,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "max_prompt_tokens": 8,
+    "max_response_tokens": 24,
+    "segment": 64,
+    "record_behaviour_logp": False,
+}
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every field with its default: the arithmetic task. Unset fields are placeholders."""
+    unset = config_dict.placeholder
+    config: Any = ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            "num_updates": 200,
+            "prompts_per_update": 32,
+            "group_size": 8,
+            "lag": 16,
+            "order": "ticket",
+            "objective": {
+                "name": "asympo",
+                "floor": unset(float),
+                "alpha": unset(float),
+                "clip_low": unset(float),
+                "clip_high": unset(float),
+                "dual_clip": unset(float),
+            },
+            "advantage": {"center": unset(str), "scale": unset(str)},
+            "task": {
+                "name": "arithmetic",
+                "num_terms": unset(int),
+                "wrong_share": unset(float),
+                "data_dir": unset(str),
+                "max_prompt_tokens": unset(int),
+            },
+            "model": dict(_MODEL),
+            "optimizer": dict(_OPTIMIZER),
+            "learner": {"platform": "", "micro_batch": 8, "logp_chunk": 1024},
+            "sampler": {**_SAMPLER, "prompts_per_lease": unset(int)},
+            "queue": {"capacity": unset(int)},
+            "warmup": {
+                "num_steps": 390,
+                "batch_size": 128,
+                "learning_rate": 3e-3,
+                "dir": unset(str),
+            },
+            "eval": {"every_updates": 10, "num_prompts": 512, "samples_per_prompt": 1},
+            "checkpoint": {"every_updates": 50, "keep": 2},
+            "log": {"rollouts_every_updates": 25, "rollouts_groups": 2, "tensorboard": True},
+            "runtime": {"name": "local", "stall_s": 600.0, "snapshot_dir": unset(str)},
+        }
+    )
+    config.lock()
+    # An objective or a task of one's own has options of its own; both refuse what they do not know.
+    config.objective.unlock()
+    config.task.unlock()
+    return config

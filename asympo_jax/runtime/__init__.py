@@ -1,0 +1,1 @@
+"""The loops and everything that may fail: the only floor with threads, files and clocks."""
