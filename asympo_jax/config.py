@@ -25,6 +25,8 @@ from asympo_jax.settings import (
     SamplerConfig,
 )
 
+_MAX_STALL_S = 1e6
+
 
 def get_config(json_path: str | None = None) -> ml_collections.ConfigDict:
     """The default config, or the one that a run left in `json_path` (its `config.json`)."""
@@ -92,8 +94,11 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
     source = config.to_dict()
     warmup = config.warmup.to_dict()
     warmup_dir = warmup.pop("dir")
-    if not config.runtime.stall_s > 0:
-        raise ValueError(f"runtime.stall_s={config.runtime.stall_s}: must be positive")
+    if not 0 < config.runtime.stall_s <= _MAX_STALL_S:
+        raise ValueError(
+            f"runtime.stall_s={config.runtime.stall_s}: must be positive and at most "
+            f"{_MAX_STALL_S:.0f}"
+        )
     return ExperimentConfig(
         seed=config.seed,
         group_size=config.group_size,
@@ -130,8 +135,8 @@ def _pacing(config: ml_collections.ConfigDict) -> Pacing:
         value: Any = config[field]
         if value < 1:
             raise ValueError(f"{field}={value}: must be at least 1")
-    if config.seed < 0:
-        raise ValueError(f"seed={config.seed}: must not be negative")
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"seed={config.seed}: must be from 0 to 2**32 - 1")
     if config.lag < 0:
         raise ValueError(f"lag={config.lag}: must not be negative; 0 is the synchronous loop")
     if config.order not in get_args(Order):

@@ -1,7 +1,6 @@
 """The sections of a resolved experiment as frozen dataclasses; each refuses values out of range."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -83,12 +82,13 @@ class SamplerConfig:
             "max_response_tokens",
             "segment",
         )
-        _require(self, "sampler", lambda x: x >= 0, "must not be negative", "cores", "top_k")
+        _require(self, "sampler", lambda x: x >= 0, "must not be negative", "cores")
+        _require(self, "sampler", lambda x: 0 <= x < 2**31, "must be from 0 to 2**31 - 1", "top_k")
         _require(
             self,
             "sampler",
-            lambda x: 0 < x < math.inf,
-            "must be positive; greedy responses of a group are all alike and teach nothing",
+            lambda x: 0.01 <= x <= 100,
+            "must be from 0.01 to 100; greedy responses of a group are all alike and teach nothing",
             "temperature",
         )
         _require(self, "sampler", lambda x: 0 < x <= 1, "must be above 0 and at most 1", "top_p")

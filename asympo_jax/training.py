@@ -79,8 +79,7 @@ class Prepared:
         all_cores = placement.available_cores()
         learner_cores, _ = placement.split_cores(all_cores)
         placement.pin(learner_cores)
-        if self.config.learner.platform:
-            jax.config.update("jax_platforms", self.config.learner.platform)
+        _start_backend(self.config.learner.platform)
         run_id = uuid.uuid4().hex[:12]
         directory, lock = make_snapshot_directory(self.config.snapshot_dir, run_id)
         with lock:
@@ -104,13 +103,29 @@ def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
         ValueError: a config that does not fit the task or the workdir; nothing was started.
     """
     parts = experiment.build_parts(config)
-    workdirs.check_writable(workdir)
+    workdirs.check_writable("workdir", workdir)
+    if config.warmup.num_steps:
+        workdirs.check_writable("warmup.dir", workdirs.warmup_directory(config, workdir))
+    if config.snapshot_dir is not None:
+        workdirs.check_writable("runtime.snapshot_dir", pathlib.Path(config.snapshot_dir))
     lock = workdirs.lock(workdir)
     try:
         return Prepared(config, parts, workdir, workdirs.prepare(workdir, config), lock)
     except ValueError:
         lock.close()
         raise
+
+
+def _start_backend(platform: str) -> None:
+    """Starts jax on the learner's platform, or fails in a sentence where it has none."""
+    if platform:
+        jax.config.update("jax_platforms", platform)
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        raise RunFailed(
+            f"learner.platform={platform!r}: jax finds no such device here ({error})"
+        ) from error
 
 
 @dataclasses.dataclass

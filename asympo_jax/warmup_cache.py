@@ -96,7 +96,7 @@ def warmup_key(config: ExperimentConfig, parts: Parts) -> str:
         config.step.logp_chunk,
     ]
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}
-    machine = [platform.machine(), config.learner.platform, len(placement.available_cores())]
+    machine = [platform.machine(), jax.default_backend(), len(placement.available_cores())]
     digest.update(json.dumps([settings, versions, machine], sort_keys=True).encode())
     for name in _SOURCES:
         path = _PACKAGE / name

@@ -33,10 +33,13 @@ def prepare(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] |
         ValueError: it cannot be used, or holds a run of another config.
     """
     path = workdir / "config.json"
-    if path.exists():
-        _require_same(workdir, read_json(path), config.source)
-    elif (workdir / "metrics.jsonl").exists():
-        raise ValueError(f"workdir={workdir}: has metrics.jsonl but no config.json, use another")
+    if (workdir / "metrics.jsonl").exists():  # something was trained, or is about to be
+        if path.exists():
+            _require_same(workdir, read_json(path), config.source)
+        else:
+            raise ValueError(
+                f"workdir={workdir}: has metrics.jsonl but no config.json, use another"
+            )
     result_path = workdir / "result.json"
     if result_path.exists():
         result = read_json(result_path)
@@ -46,21 +49,27 @@ def prepare(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] |
     return None
 
 
-def check_writable(workdir: pathlib.Path) -> None:
+def check_writable(field: str, directory: pathlib.Path) -> None:
     """Makes the directory, and refuses one that this process cannot read and write.
 
+    Args:
+        field: what a person calls it.
+        directory: where things are to be written.
+
     Raises:
-        ValueError: naming the directory and what is wrong with it.
+        ValueError: naming the field, the directory and what is wrong with it.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".write-{os.getpid()}"
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".write-{os.getpid()}"
         probe.touch()
         probe.unlink()
-        list(workdir.iterdir())
+        list(directory.iterdir())
     except OSError as error:
-        raise ValueError(f"workdir={workdir}: must be a directory that can be read and written "
-                         f"({error.strerror})") from error  # fmt: skip
+        raise ValueError(
+            f"{field}={directory}: must be a directory that can be read and written "
+            f"({error.strerror})"
+        ) from error
 
 
 def lock(workdir: pathlib.Path) -> IO[str]:

@@ -35,9 +35,11 @@ WRONG = [
     (dict(runtime__name="ray"), ["runtime.name='ray'", "local", "sync"]),
     (dict(learner__micro_batch=7), ["learner.micro_batch=7", "256"]),
     (dict(sampler__prompts_per_lease=5), ["sampler.prompts_per_lease=5", "32"]),
-    (dict(sampler__temperature=0.0), ["sampler.temperature=0.0", "positive"]),
+    (dict(sampler__temperature=0.0), ["sampler.temperature=0.0", "from 0.01", "greedy"]),
     (dict(sampler__temperature=float("nan")), ["sampler.temperature=nan"]),
+    (dict(sampler__temperature=1e-30), ["sampler.temperature=1e-30", "from 0.01"]),
     (dict(sampler__top_p=0.0), ["sampler.top_p=0.0"]),
+    (dict(sampler__top_k=2**40), ["sampler.top_k=1099511627776", "2**31"]),
     (dict(sampler__platform="gpu"), ["sampler.platform='gpu'", "cuda"]),
     (dict(sampler__visible_devices="0"), ["sampler.visible_devices='0'", "cuda"]),
     (dict(advantage__center="median"), ["advantage.center='median'", "leave_one_out"]),
@@ -47,7 +49,9 @@ WRONG = [
     (dict(optimizer__learning_rate=0.0), ["optimizer.learning_rate=0.0", "positive"]),
     (dict(warmup__batch_size=100), ["learner.micro_batch=8", "warmup.batch_size=100"]),
     (dict(runtime__stall_s=0.0), ["runtime.stall_s=0.0", "positive"]),
+    (dict(runtime__stall_s=1e30), ["runtime.stall_s=1e+30", "1000000"]),
     (dict(seed=-1), ["seed=-1"]),
+    (dict(seed=2**32), ["seed=4294967296", "2**32 - 1"]),
     (dict(objective__floor=0.0), ["objective.floor=0.0", "positive"]),
     (dict(objective__name="spo", objective__alpha=7.0), ["objective.alpha=7.0", "from 0 to 1"]),
     (dict(optimizer__clip_norm=float("nan")), ["optimizer.clip_norm=nan"]),
@@ -160,6 +164,15 @@ def test_a_workdir_that_cannot_be_used_is_refused(tmp_path):
     assert code == 2 and f"workdir={tmp_path / 'file'}" in stderr
     code, stderr = train(tmp_path / "file" / "below")
     assert code == 2 and "workdir=" in stderr
+
+
+@pytest.mark.parametrize("field", ["runtime.snapshot_dir", "warmup.dir"])
+def test_a_directory_that_the_run_needs_and_cannot_write_is_refused(tmp_path, field):
+    (tmp_path / "file").write_text("")
+    code, stderr = train(tmp_path / "run", f"--config.{field}={tmp_path / 'file'}")
+    assert code == 2
+    assert stderr.startswith(f"error: {field}={tmp_path / 'file'}: must be a directory")
+    assert len(stderr.splitlines()) == 1
 
 
 def train(workdir, *flags):

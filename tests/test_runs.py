@@ -215,6 +215,15 @@ def test_the_first_failure_ends_the_run_with_its_cause_and_nothing_is_left(
     assert not processes_about(tmp_path)
 
 
+def test_a_platform_that_is_not_there_is_told_in_a_sentence_and_the_workdir_stays_free(
+    runner, tmp_path
+):
+    run = runner.train(tmp_path / "run", learner__platform="tpu")
+    assert run.code == 1
+    assert run.error.startswith("error: learner.platform='tpu': jax finds no such device here")
+    assert runner.train(tmp_path / "run", num_updates=1).code == 0
+
+
 @pytest.mark.parametrize(
     ("number", "code", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
