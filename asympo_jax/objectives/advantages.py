@@ -63,3 +63,20 @@ def group_advantages(
         mean_square_P1 = jnp.square(centred_PG / unit_P1).mean(axis=1, keepdims=True)
         advantage_PG = advantage_PG / unit_P1 / jnp.sqrt(jnp.where(flat_P1, 1.0, mean_square_P1))
     return advantage_PG
+
+
+def unchanged(advantage_B: Float[Array, " B"]) -> Float[Array, " B"]:
+    """The advantages as they are."""
+    return advantage_B
+
+
+def shifted(advantage_B: Float[Array, " B"], delta: float = -0.1) -> Float[Array, " B"]:
+    """`A − δ`: the baseline of AsymRE, with which for δ < 0 successes weigh more than failures.
+
+    arXiv:2506.20520. Differs from the paper: the loss is a mean over tokens, theirs a sum.
+
+    Args:
+        advantage_B: advantages.
+        delta: δ, added to the mean reward that is the baseline.
+    """
+    return advantage_B - delta

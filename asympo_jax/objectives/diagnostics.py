@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from asympo_jax.objectives.batch import PolicyBatch
 from asympo_jax.objectives.masked import masked, masked_mean, response_mean
-from asympo_jax.objectives.weights import log_ratio
+from asympo_jax.objectives.ratio_weights import log_ratio
 
 
 def diagnostics(batch: PolicyBatch, weight_BT: Float[Array, "B T"]) -> dict[str, Float[Array, ""]]:
@@ -57,7 +57,7 @@ def diagnostics(batch: PolicyBatch, weight_BT: Float[Array, "B T"]) -> dict[str,
 def _ratio_metrics(batch: PolicyBatch) -> dict[str, Float[Array, ""]]:
     """How far the current policy is from the one that drew the tokens."""
     mask_BT = batch.mask_BT
-    log_ratio_BT = log_ratio(batch)
+    log_ratio_BT = log_ratio(batch.logp_BT, batch.behaviour_logp_BT, mask_BT)
     ratio_BT = jnp.exp(log_ratio_BT)
     return {
         "ratio/mean": masked_mean(ratio_BT, mask_BT),

@@ -113,5 +113,6 @@ class Checkpointer:
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
-    """The state as a plain tree."""
-    return {"params": state.params, "opt_state": state.opt_state, "update": state.update}
+    """The state as a plain tree of what it has."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if value is not None}

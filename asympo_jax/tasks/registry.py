@@ -1,9 +1,9 @@
 """Finds a task by name or by import path."""
 
-import importlib
 import inspect
 from typing import Any
 
+from asympo_jax import import_path
 from asympo_jax.tasks.base import Task
 
 _TASKS = {
@@ -28,13 +28,12 @@ def make_task(name: str, **options: Any) -> Task:
             f"task.name={name!r}: must be one of {sorted(_TASKS)} or an import path like "
             "'my_module:MyTask'"
         )
-    module_name, _, attribute = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"task.name={name!r}: cannot be imported ({error})") from error
-    if not (inspect.isclass(found) and issubclass(found, Task)):
-        raise ValueError(f"task.name={name!r}: must be a subclass of asympo_jax.tasks.Task")
+    found = import_path.load(
+        "task.name",
+        path,
+        "a subclass of asympo_jax.tasks.Task",
+        lambda found: inspect.isclass(found) and issubclass(found, Task),
+    )
     allowed = [p for p in inspect.signature(found).parameters if p != "self"]
     for option in options:
         if option not in allowed:

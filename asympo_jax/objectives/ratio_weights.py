@@ -1,0 +1,288 @@
+"""Token weights of objectives that compare the policy with the one that drew the tokens.
+
+They need behaviour log-probs. r is a token's ratio `exp(logp − behaviour_logp)`. Where a weight is
+clipped, the share of tokens that each bound reaches is reported as `clip/{high,low,cap}`: `high`
+and `low` are tokens without gradient because the ratio is above or below its range, `cap` those
+beyond the objective's cap, which are dropped or weighted by it.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from asympo_jax.objectives.batch import PolicyBatch
+from asympo_jax.objectives.masked import masked, masked_share, response_mean
+
+# exp(20) is 5e8: beyond it a ratio carries no information, and float32 overflows at 88.
+_MAX_LOG_RATIO = 20.0
+
+Flags = Mapping[str, Bool[Array, "B T"]]
+
+
+def log_ratio(
+    numerator_BT: Float[Array, "B T"],
+    denominator_BT: Float[Array, "B T"] | None,
+    mask_BT: Bool[Array, "B T"],
+) -> Float[Array, "B T"]:
+    """Difference of two log-probs, clamped to ±20; 0 outside the mask."""
+    assert denominator_BT is not None
+    return clamped(masked(numerator_BT - denominator_BT, mask_BT))
+
+
+def clamped(log_ratio: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A log-ratio whose exponential is finite."""
+    return jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+
+
+def grpo(
+    batch: PolicyBatch,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float = math.inf,
+) -> Float[Array, "B T"]:
+    """`w = r · keep`: the gradient of PPO's clipped surrogate per token. arXiv:2402.03300.
+
+    Args:
+        batch: the responses, with behaviour log-probs.
+        clip_low: ε_lo; a negative token is dropped where r < 1 − ε_lo.
+        clip_high: ε_hi; a positive token is dropped where r > 1 + ε_hi.
+        dual_clip: c; a negative token is dropped where r > c (arXiv:1912.09729).
+    """
+    ratio_BT = _ratio(batch)
+    return _kept(ratio_BT, _clipped(batch, ratio_BT, clip_low, clip_high, dual_clip))
+
+
+def report_grpo(
+    batch: PolicyBatch,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float = math.inf,
+) -> dict[str, Array]:
+    """Shares of the tokens that `grpo` drops."""
+    return _shares(batch, _clipped(batch, _ratio(batch), clip_low, clip_high, dual_clip))
+
+
+def gspo(
+    batch: PolicyBatch, clip_low: float = 3e-4, clip_high: float = 4e-4
+) -> Float[Array, "B T"]:
+    """`w = s · keep`, s = exp of the response's mean log-ratio. arXiv:2507.18071.
+
+    Args:
+        batch: the responses, with behaviour log-probs.
+        clip_low: a negative response is dropped where s < 1 − clip_low.
+        clip_high: a positive response is dropped where s > 1 + clip_high.
+    """
+    ratio_BT = _sequence_ratio(batch)
+    return _kept(ratio_BT, _clipped(batch, ratio_BT, clip_low, clip_high))
+
+
+def report_gspo(
+    batch: PolicyBatch, clip_low: float = 3e-4, clip_high: float = 4e-4
+) -> dict[str, Array]:
+    """Shares of the tokens that `gspo` drops with their responses."""
+    return _shares(batch, _clipped(batch, _sequence_ratio(batch), clip_low, clip_high))
+
+
+def cispo(batch: PolicyBatch, clip_high: float = 4.0) -> Float[Array, "B T"]:
+    """`w = min(r, 1 + ε_hi)`: the ratio is bounded, no token is dropped. arXiv:2506.13585.
+
+    Args:
+        batch: the responses, with behaviour log-probs.
+        clip_high: ε_hi.
+    """
+    return jnp.minimum(_ratio(batch), 1.0 + clip_high)
+
+
+def report_cispo(batch: PolicyBatch, clip_high: float = 4.0) -> dict[str, Array]:
+    """Share of the tokens whose ratio is bounded."""
+    return _shares(batch, {"cap": _ratio(batch) > 1.0 + clip_high})
+
+
+def tis(batch: PolicyBatch, cap: float = 2.0) -> Float[Array, "B T"]:
+    """`w = min(r, C)`: truncated importance sampling (Ionides, 2008), token by token.
+
+    Args:
+        batch: the responses, with behaviour log-probs.
+        cap: C.
+    """
+    return jnp.minimum(_ratio(batch), cap)
+
+
+def report_tis(batch: PolicyBatch, cap: float = 2.0) -> dict[str, Array]:
+    """Share of the tokens whose ratio is truncated."""
+    return _shares(batch, {"cap": _ratio(batch) > cap})
+
+
+def topr(batch: PolicyBatch) -> Float[Array, "B 1"]:
+    """`w = 1 if A ≥ 0 else min(W, 1)`, W the product of the response's ratios. arXiv:2503.14286.
+
+    Differs from the paper: the mean over a response's tokens instead of their sum, and the group's
+    advantage instead of a reward of ±1.
+    """
+    return jnp.where(batch.advantage_B >= 0, 1.0, jnp.minimum(_product_of_ratios(batch), 1.0))[
+        :, None
+    ]
+
+
+def report_topr(batch: PolicyBatch) -> dict[str, Array]:
+    """Share of the tokens in negative responses whose ratio is above 1."""
+    capped_B = (batch.advantage_B < 0) & (_product_of_ratios(batch) > 1.0)
+    return _shares(batch, {"cap": jnp.broadcast_to(capped_B[:, None], batch.mask_BT.shape)})
+
+
+def aspo(
+    batch: PolicyBatch, clip_low: float = 0.2, clip_high: float = 0.2, cap: float = 3.0
+) -> Float[Array, "B T"]:
+    """Asymmetric importance sampling: the ratio of positive tokens is flipped. arXiv:2510.06062.
+
+    A > 0: `w = min(1/r, c)` where r ≤ 1 + ε_hi, else 0.
+    A < 0: `w = min(r, c)` where r ≥ 1 − ε_lo, else 0.
+    The dual clip is soft: beyond it the weight is c, and the gradient stays.
+
+    Args:
+        batch: the responses, with behaviour log-probs.
+        clip_low: ε_lo.
+        clip_high: ε_hi.
+        cap: c.
+    """
+    dropped = _clipped(batch, _ratio(batch), clip_low, clip_high)
+    return _kept(jnp.minimum(_flipped_ratio(batch), cap), dropped)
+
+
+def report_aspo(
+    batch: PolicyBatch, clip_low: float = 0.2, clip_high: float = 0.2, cap: float = 3.0
+) -> dict[str, Array]:
+    """Shares of the tokens that `aspo` drops, and of those that it weights by its cap."""
+    dropped = _clipped(batch, _ratio(batch), clip_low, clip_high)
+    any_BT = dropped["high"] | dropped["low"]
+    return _shares(batch, {**dropped, "cap": (_flipped_ratio(batch) > cap) & ~any_BT})
+
+
+def m2po(batch: PolicyBatch, limit: float = 0.04) -> Float[Array, "B T"]:
+    """`w = r · keep`: the largest (log r)² are masked until their mean is at most a limit.
+
+    arXiv:2510.01161. This is the paper's form, over the whole batch; its published code clips
+    ratios instead. Of tokens with exactly the same (log r)² all are kept or none.
+
+    Args:
+        batch: the responses of the whole batch, with behaviour log-probs.
+        limit: largest mean of (log r)² over the tokens kept.
+    """
+    return jnp.where(_beyond_second_moment(batch, limit), 0.0, _ratio(batch))
+
+
+def report_m2po(batch: PolicyBatch, limit: float = 0.04) -> dict[str, Array]:
+    """Share of the tokens that `m2po` masks."""
+    return _shares(batch, {"cap": _beyond_second_moment(batch, limit)})
+
+
+def decoupled_ppo(
+    batch: PolicyBatch, clip_low: float = 0.2, clip_high: float = 0.2, cap: float = 5.0
+) -> Float[Array, "B T"]:
+    """`w = exp(x − b) · r_x · keep`: clips around recent parameters, not those that sampled.
+
+    x are the log-probs under the proximal parameters, b those of the sampler, and
+    r_x = exp(logp − x). arXiv:2505.24298.
+
+    Differs from the paper: its proximal policy is that of the start of a step of several
+    mini-batches; here it is renewed every `learner.proximal_every_updates` updates, which is the
+    same for as many mini-batches.
+
+    Args:
+        batch: the responses, with behaviour and proximal log-probs.
+        clip_low: a negative token is dropped where r_x < 1 − clip_low.
+        clip_high: a positive token is dropped where r_x > 1 + clip_high.
+        cap: a token is dropped where exp(x − b) > cap.
+    """
+    behind_BT, ratio_BT = _decoupled_ratios(batch)
+    dropped = _clipped(batch, ratio_BT, clip_low, clip_high) | {"cap": behind_BT > cap}
+    return _kept(behind_BT * ratio_BT, dropped)
+
+
+def report_decoupled_ppo(
+    batch: PolicyBatch, clip_low: float = 0.2, clip_high: float = 0.2, cap: float = 5.0
+) -> dict[str, Array]:
+    """Shares of the tokens that `decoupled_ppo` drops."""
+    behind_BT, ratio_BT = _decoupled_ratios(batch)
+    return _shares(batch, _clipped(batch, ratio_BT, clip_low, clip_high) | {"cap": behind_BT > cap})
+
+
+def _log_ratio(batch: PolicyBatch) -> Float[Array, "B T"]:
+    """Log of the ratio r."""
+    return log_ratio(batch.logp_BT, batch.behaviour_logp_BT, batch.mask_BT)
+
+
+def _ratio(batch: PolicyBatch) -> Float[Array, "B T"]:
+    """The ratio r."""
+    return jnp.exp(_log_ratio(batch))
+
+
+def _flipped_ratio(batch: PolicyBatch) -> Float[Array, "B T"]:
+    """1/r where the advantage is positive, r elsewhere."""
+    log_ratio_BT = _log_ratio(batch)
+    return jnp.exp(jnp.where(batch.advantage_B[:, None] > 0, -log_ratio_BT, log_ratio_BT))
+
+
+def _sequence_ratio(batch: PolicyBatch) -> Float[Array, "B T"]:
+    """The ratio s, the same for all tokens of a response."""
+    mean_B = response_mean(_log_ratio(batch), batch.mask_BT)
+    return jnp.broadcast_to(jnp.exp(mean_B)[:, None], batch.mask_BT.shape)
+
+
+def _product_of_ratios(batch: PolicyBatch) -> Float[Array, " B"]:
+    """The ratio W of whole responses."""
+    return jnp.exp(clamped(_log_ratio(batch).sum(axis=1)))
+
+
+def _decoupled_ratios(batch: PolicyBatch) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """exp(x − b) and r_x."""
+    x_BT = batch.proximal_logp_BT
+    assert x_BT is not None
+    behind_BT = log_ratio(x_BT, batch.behaviour_logp_BT, batch.mask_BT)
+    return jnp.exp(behind_BT), jnp.exp(log_ratio(batch.logp_BT, x_BT, batch.mask_BT))
+
+
+def _beyond_second_moment(batch: PolicyBatch, limit: float) -> Bool[Array, "B T"]:
+    """Tokens to mask, so that the mean of (log r)² over the others is at most `limit`."""
+    square_BT = jnp.square(_log_ratio(batch))
+    # Padding goes last: infinite, so that no running mean that includes it is within the limit.
+    ascending_N = jnp.sort(jnp.where(batch.mask_BT, square_BT, jnp.inf).reshape(-1))
+    count_N = jnp.arange(1, ascending_N.size + 1, dtype=square_BT.dtype)
+    num_kept = (jnp.cumsum(ascending_N) / count_N <= limit).sum()
+    first_masked = jnp.append(ascending_N, jnp.inf)[num_kept]
+    return square_BT >= first_masked
+
+
+def _clipped(
+    batch: PolicyBatch,
+    ratio_BT: Float[Array, "B T"],
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float = math.inf,
+) -> dict[str, Bool[Array, "B T"]]:
+    """Tokens that a clipped surrogate gives no gradient, by the bound that they are beyond."""
+    advantage_B1 = batch.advantage_B[:, None]
+    flags = {
+        "high": (advantage_B1 > 0) & (ratio_BT > 1 + clip_high),
+        "low": (advantage_B1 < 0) & (ratio_BT < 1 - clip_low),
+    }
+    if dual_clip != math.inf:
+        flags["cap"] = (advantage_B1 < 0) & (ratio_BT > dual_clip)
+    return flags
+
+
+def _kept(weight_BT: Float[Array, "B T"], dropped: Flags) -> Float[Array, "B T"]:
+    """The weight, 0 where any flag is true."""
+    return jnp.where(functools.reduce(jnp.logical_or, dropped.values()), 0.0, weight_BT)
+
+
+def _shares(batch: PolicyBatch, flags: Flags) -> dict[str, Array]:
+    """Shares of the tokens as `clip/…`."""
+    none_BT = jnp.zeros_like(batch.mask_BT)
+    return {
+        f"clip/{name}": masked_share(flags.get(name, none_BT), batch.mask_BT)
+        for name in ("high", "low", "cap")
+    }
