@@ -4,6 +4,7 @@ Everything that can be wrong with a config is refused here, before any device is
 is itself the config file of `train` if none is named.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from asympo_jax.settings import (
     ExperimentConfig,
     LearnerConfig,
     LogConfig,
+    RewardConfig,
     SamplerConfig,
 )
 
@@ -82,8 +84,7 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
     Raises:
         ValueError: naming the field, its value and what is allowed.
     """
-    objective_options = _set_fields(config.objective)
-    objective = objectives.make(objective_options.pop("name"), **objective_options)
+    objective = _objective(config)
     task_options = _set_fields(config.task)
     task_name = task_options.pop("name")
     pacing = _pacing(config)
@@ -101,6 +102,7 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
         )
     return ExperimentConfig(
         seed=config.seed,
+        prompts_per_update=config.prompts_per_update,
         group_size=config.group_size,
         pacing=pacing,
         queue_capacity=_queue_capacity(config),
@@ -108,6 +110,7 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
         step=_step(config, objective),
         task_name=task_name,
         task_options=task_options,
+        reward=_reward(config),
         model=config.model.to_dict(),
         optimizer=OptimizerConfig(**config.optimizer.to_dict()),
         learner=LearnerConfig(**config.learner.to_dict()),
@@ -124,14 +127,36 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
     )
 
 
+def _objective(config: ml_collections.ConfigDict) -> objectives.Objective:
+    """The objective with its options."""
+    options = _set_fields(config.objective)
+    objective = objectives.make(options.pop("name"), **options)
+    if objective.aggregation == "constant" and "constant" not in options:
+        longest = float(config.sampler.max_response_tokens)
+        return dataclasses.replace(objective, constant=longest)
+    return objective
+
+
 def _set_fields(section: ml_collections.ConfigDict) -> dict[str, Any]:
     """The fields of a section that are set."""
     return {name: value for name, value in section.to_dict().items() if value is not None}
 
 
+def _reward(config: ml_collections.ConfigDict) -> RewardConfig:
+    """The reward's changes, checked against the longest response."""
+    reward = RewardConfig(**config.reward.to_dict())
+    longest = config.sampler.max_response_tokens
+    if reward.overlong_buffer > longest:
+        raise ValueError(
+            f"reward.overlong_buffer={reward.overlong_buffer}: must be at most "
+            f"sampler.max_response_tokens={longest}"
+        )
+    return reward
+
+
 def _pacing(config: ml_collections.ConfigDict) -> Pacing:
     """Order, lag and sizes, checked against each other."""
-    for field in ("num_updates", "prompts_per_update", "group_size"):
+    for field in ("num_updates", "prompts_per_update", "group_size", "refresh_every_updates"):
         value: Any = config[field]
         if value < 1:
             raise ValueError(f"{field}={value}: must be at least 1")
@@ -153,25 +178,43 @@ def _pacing(config: ml_collections.ConfigDict) -> Pacing:
             f"sampler.count={config.sampler.count}, sampler.cores={config.sampler.cores} with "
             "runtime.name='sync': the one process samples itself, they must be 1 and 0"
         )
-    given = config.sampler.prompts_per_lease
-    prompts_per_lease = config.prompts_per_update if given is None else int(given)
-    if prompts_per_lease < 1 or config.prompts_per_update % prompts_per_lease:
+    if config.refresh_every_updates > 1 and config.order != "ticket":
         raise ValueError(
-            f"sampler.prompts_per_lease={prompts_per_lease}: must divide "
+            f"refresh_every_updates={config.refresh_every_updates} with order={config.order!r}: "
+            "samplers are held back only in order='ticket', must be 1"
+        )
+    num_sampled = _prompts_sampled(config)
+    if num_sampled < config.prompts_per_update:
+        raise ValueError(
+            f"candidates_per_update={num_sampled}: must be at least "
             f"prompts_per_update={config.prompts_per_update}"
+        )
+    given = config.sampler.prompts_per_lease
+    prompts_per_lease = num_sampled if given is None else int(given)
+    if prompts_per_lease < 1 or num_sampled % prompts_per_lease:
+        raise ValueError(
+            f"sampler.prompts_per_lease={prompts_per_lease}: must divide the {num_sampled} prompts "
+            "sampled for an update (candidates_per_update, else prompts_per_update)"
         )
     return Pacing(
         order=config.order,
         lag=config.lag,
         num_updates=config.num_updates,
-        prompts_per_update=config.prompts_per_update,
+        prompts_per_update=num_sampled,
         prompts_per_lease=prompts_per_lease,
+        refresh_every_updates=config.refresh_every_updates,
     )
+
+
+def _prompts_sampled(config: ml_collections.ConfigDict) -> int:
+    """Prompts sampled for an update, of which `prompts_per_update` are trained on."""
+    given = config.candidates_per_update
+    return int(config.prompts_per_update if given is None else given)
 
 
 def _queue_capacity(config: ml_collections.ConfigDict) -> int:
     """The queue's bound: given, or room for all that samplers may be ahead."""
-    needed = max(1, config.lag) * config.prompts_per_update
+    needed = max(1, config.lag) * _prompts_sampled(config)
     capacity = config.queue.capacity
     if capacity is not None and capacity < needed:
         raise ValueError(
@@ -215,4 +258,5 @@ def _step(config: ml_collections.ConfigDict, objective: objectives.Objective) ->
         scale=scale,
         micro_batch=micro_batch,
         logp_chunk=config.learner.logp_chunk,
+        proximal_every_updates=config.learner.proximal_every_updates,
     )

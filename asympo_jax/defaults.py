@@ -46,6 +46,17 @@ _SAMPLER = {
     "segment": 64,
     "record_behaviour_logp": False,
 }
+_OBJECTIVE_OPTIONS = (
+    "floor",
+    "alpha",
+    "delta",
+    "positive_scale",
+    "clip_low",
+    "clip_high",
+    "dual_clip",
+    "cap",
+    "limit",
+)
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -56,16 +67,17 @@ def default_config() -> ml_collections.ConfigDict:
             "seed": 0,
             "num_updates": 200,
             "prompts_per_update": 32,
+            "candidates_per_update": unset(int),
             "group_size": 8,
             "lag": 16,
+            "refresh_every_updates": 1,
             "order": "ticket",
             "objective": {
                 "name": "asympo",
-                "floor": unset(float),
-                "alpha": unset(float),
-                "clip_low": unset(float),
-                "clip_high": unset(float),
-                "dual_clip": unset(float),
+                **{option: unset(float) for option in _OBJECTIVE_OPTIONS},
+                "aggregation": unset(str),
+                "constant": unset(float),
+                "kl_coefficient": 0.0,
             },
             "advantage": {"center": unset(str), "scale": unset(str)},
             "task": {
@@ -75,9 +87,15 @@ def default_config() -> ml_collections.ConfigDict:
                 "data_dir": unset(str),
                 "max_prompt_tokens": unset(int),
             },
+            "reward": {"function": unset(str), "overlong_buffer": 0, "overlong_penalty": 1.0},
             "model": dict(_MODEL),
             "optimizer": dict(_OPTIMIZER),
-            "learner": {"platform": "", "micro_batch": 8, "logp_chunk": 1024},
+            "learner": {
+                "platform": "",
+                "micro_batch": 8,
+                "logp_chunk": 1024,
+                "proximal_every_updates": 4,
+            },
             "sampler": {**_SAMPLER, "prompts_per_lease": unset(int)},
             "queue": {"capacity": unset(int)},
             "warmup": {
@@ -88,7 +106,12 @@ def default_config() -> ml_collections.ConfigDict:
             },
             "eval": {"every_updates": 10, "num_prompts": 512, "samples_per_prompt": 1},
             "checkpoint": {"every_updates": 50, "keep": 2},
-            "log": {"rollouts_every_updates": 25, "rollouts_groups": 2, "tensorboard": True},
+            "log": {
+                "rollouts_every_updates": 25,
+                "rollouts_groups": 2,
+                "gradients_every_updates": 0,
+                "tensorboard": True,
+            },
             "runtime": {"name": "local", "stall_s": 600.0, "snapshot_dir": unset(str)},
         }
     )

@@ -5,9 +5,11 @@ import pathlib
 
 import jax
 
+from asympo_jax import import_path
 from asympo_jax.learning import TrainState, init_state, make_optimizer
 from asympo_jax.models import ModelConfig
 from asympo_jax.runtime.checkpoint import Checkpointer
+from asympo_jax.runtime.rewards import Grader
 from asympo_jax.runtime.sampler import Sampler
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.sampling import DrawParams, EngineConfig, Evaluator, draw_params
@@ -21,11 +23,13 @@ class Parts:
 
     Attributes:
         task: prompts, rewards, tokenizer.
+        grader: rewards as training sees them.
         model: the decoder's shape.
         engine: shapes of a lease.
     """
 
     task: Task
+    grader: Grader
     model: ModelConfig
     engine: EngineConfig
 
@@ -42,9 +46,15 @@ def build_parts(config: ExperimentConfig) -> Parts:
             f"eval.num_prompts={config.eval.num_prompts}: task {config.task_name!r} has "
             f"{task.num_eval} held-out prompts"
         )
-    if config.pacing.prompts_per_update > task.num_train:
+    num_sampled = config.pacing.prompts_per_update
+    if num_sampled > task.num_train:
+        field = (
+            "prompts_per_update"
+            if num_sampled == config.prompts_per_update
+            else "candidates_per_update"
+        )
         raise ValueError(
-            f"prompts_per_update={config.pacing.prompts_per_update}: task {config.task_name!r} has "
+            f"{field}={num_sampled}: task {config.task_name!r} has "
             f"{task.num_train} training prompts"
         )
     _check_lengths(config, task)
@@ -60,7 +70,20 @@ def build_parts(config: ExperimentConfig) -> Parts:
         record_logp="behaviour" in config.objective.needs or config.sampler.record_behaviour_logp,
     )
     model = ModelConfig(vocab_size=task.tokenizer.vocab_size, **config.model)
-    return Parts(task=task, model=model, engine=engine)
+    return Parts(task=task, grader=_make_grader(config, task), model=model, engine=engine)
+
+
+def _make_grader(config: ExperimentConfig, task: Task) -> Grader:
+    """The task's reward or the user's own, with the penalty of overlong responses."""
+    settings = config.reward
+    return Grader(
+        reward=task.reward
+        if settings.function is None
+        else import_path.load("reward.function", settings.function, "a function", callable),
+        max_response_tokens=config.sampler.max_response_tokens,
+        overlong_buffer=settings.overlong_buffer,
+        overlong_penalty=settings.overlong_penalty,
+    )
 
 
 def _check_lengths(config: ExperimentConfig, task: Task) -> None:
@@ -82,6 +105,7 @@ def make_sampler(config: ExperimentConfig, parts: Parts, store: SnapshotStore) -
     """The sampler of a config, reading snapshots from `store`."""
     return Sampler(
         task=parts.task,
+        grader=parts.grader,
         model=parts.model,
         engine=parts.engine,
         draw=_draw_params(config),
@@ -103,6 +127,12 @@ def make_evaluator(config: ExperimentConfig, parts: Parts) -> Evaluator:
     )
 
 
+def new_state(config: ExperimentConfig, parts: Parts) -> TrainState:
+    """A state with random parameters."""
+    optimizer = make_optimizer(config.optimizer)
+    return init_state(parts.model, optimizer, jax.random.key(config.seed), config.objective.needs)
+
+
 def load_state(config: ExperimentConfig, parts: Parts, workdir: pathlib.Path) -> TrainState:
     """The state in a run's newest checkpoint.
 
@@ -112,7 +142,7 @@ def load_state(config: ExperimentConfig, parts: Parts, workdir: pathlib.Path) ->
     checkpointer = Checkpointer(workdir, config.checkpoint.keep)
     if checkpointer.latest() is None:
         raise ValueError(f"workdir={workdir}: has no checkpoint")
-    like = init_state(parts.model, make_optimizer(config.optimizer), jax.random.key(0))
+    like = new_state(config, parts)
     state = checkpointer.restore(like).state
     checkpointer.close()
     return state

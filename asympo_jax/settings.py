@@ -1,6 +1,7 @@
 """The sections of a resolved experiment as frozen dataclasses; each refuses values out of range."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,11 +18,14 @@ class LearnerConfig:
         platform: jax platform; empty for jax's own choice.
         micro_batch: responses whose activations are held at once; 0 for the whole batch.
         logp_chunk: tokens whose logits are held at once.
+        proximal_every_updates: updates after which the proximal parameters, of objectives that
+            need them, are renewed.
     """
 
     platform: str
     micro_batch: int
     logp_chunk: int
+    proximal_every_updates: int
 
     def __post_init__(self):
         """Refuses values outside their range."""
@@ -33,7 +37,14 @@ class LearnerConfig:
             "platform",
         )
         _require(self, "learner", lambda x: x >= 0, "must not be negative", "micro_batch")
-        _require(self, "learner", lambda x: x >= 1, "must be at least 1", "logp_chunk")
+        _require(
+            self,
+            "learner",
+            lambda x: x >= 1,
+            "must be at least 1",
+            "logp_chunk",
+            "proximal_every_updates",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +63,7 @@ class SamplerConfig:
         max_prompt_tokens: room for a prompt.
         max_response_tokens: longest response, stop token included.
         segment: positions by which the decode cache grows.
-        prompts_per_lease: prompts worked at once; unset for `prompts_per_update`.
+        prompts_per_lease: prompts worked at once; unset for all that an update samples.
         record_behaviour_logp: record log-probs even if the objective needs none, for diagnostics.
     """
 
@@ -108,6 +119,28 @@ class SamplerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """What the task's reward is replaced or changed by in training; accuracies stay the task's.
+
+    Attributes:
+        function: import path of a function (prompt, response text) -> reward; None for the task's.
+        overlong_buffer: tokens before the longest response over which a penalty rises; 0 for none.
+        overlong_penalty: subtracted from the reward of a response of the longest length.
+    """
+
+    function: str | None
+    overlong_buffer: int
+    overlong_penalty: float
+
+    def __post_init__(self):
+        """Refuses values outside their range."""
+        _require(self, "reward", lambda x: x >= 0, "must not be negative", "overlong_buffer")
+        _require(
+            self, "reward", lambda x: 0 <= x < math.inf, "must not be negative", "overlong_penalty"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """Evaluation on held-out prompts.
 
@@ -159,11 +192,14 @@ class LogConfig:
     Attributes:
         rollouts_every_updates: readable samples; 0 writes none.
         rollouts_groups: groups written each time.
+        gradients_every_updates: norms and angle of the gradients of positive and of negative
+            responses, at the cost of two gradients more; 0 never.
         tensorboard: whether to write TensorBoard events.
     """
 
     rollouts_every_updates: int
     rollouts_groups: int
+    gradients_every_updates: int
     tensorboard: bool
 
     def __post_init__(self):
@@ -175,6 +211,7 @@ class LogConfig:
             "must not be negative",
             "rollouts_every_updates",
             "rollouts_groups",
+            "gradients_every_updates",
         )
 
 
@@ -184,6 +221,7 @@ class ExperimentConfig:
 
     Attributes:
         seed: of prompts, draws and initial parameters.
+        prompts_per_update: groups that an update trains on (P).
         group_size: responses a prompt (G).
         pacing: order, lag and sizes of the run.
         queue_capacity: bound of the queue: groups finished, and room reserved for those at work.
@@ -191,6 +229,7 @@ class ExperimentConfig:
         step: what the learner's step computes.
         task_name: name or import path.
         task_options: of the task's constructor.
+        reward: what the task's reward becomes.
         model: all fields of `ModelConfig` but `vocab_size`, which the task's tokenizer gives.
         optimizer: of the learner.
         learner: its platform and memory.
@@ -207,6 +246,7 @@ class ExperimentConfig:
     """
 
     seed: int
+    prompts_per_update: int
     group_size: int
     pacing: Pacing
     queue_capacity: int
@@ -214,6 +254,7 @@ class ExperimentConfig:
     step: StepConfig
     task_name: str
     task_options: Mapping[str, Any]
+    reward: RewardConfig
     model: Mapping[str, Any]
     optimizer: OptimizerConfig
     learner: LearnerConfig

@@ -18,8 +18,8 @@ import jax
 from asympo_jax import experiment, workdirs
 from asympo_jax.learning import (
     TrainState,
-    init_state,
     make_optimizer,
+    make_sign_gradients,
     make_train_step,
     state_from_params,
 )
@@ -194,16 +194,15 @@ class _Run:
     def _first_state(self, checkpointer: Checkpointer, broker: Broker) -> TrainState:
         """The state to go on from; its snapshot, and those of its lag window, are written."""
         config, parts = self.config, self.parts
-        optimizer = make_optimizer(config.optimizer)
         if checkpointer.latest() is not None:
-            like = init_state(parts.model, optimizer, jax.random.key(config.seed))
-            restored = checkpointer.restore(like)
+            restored = checkpointer.restore(experiment.new_state(config, parts))
             for version, params in restored.snapshots.items():
                 self.store.write(version, params)
             return restored.state
         directory = workdirs.warmup_directory(config, self.workdir)
         params = warmed_up_params(config, parts, directory, broker.raise_if_closed)
-        state = state_from_params(params, optimizer)
+        optimizer = make_optimizer(config.optimizer)
+        state = state_from_params(params, optimizer, config.objective.needs)
         self.store.write(0, state.params)
         return state
 
@@ -235,9 +234,11 @@ class _Run:
             step=make_train_step(
                 parts.model, config.objective, make_optimizer(config.optimizer), config.step
             ),
+            sign_gradients=make_sign_gradients(parts.model, config.objective, config.step),
             broker=broker,
             store=self.store,
             pacing=config.pacing,
+            prompts_per_update=config.prompts_per_update,
             group_size=config.group_size,
             num_positions=config.sampler.max_prompt_tokens + config.sampler.max_response_tokens,
             tokenizer=parts.task.tokenizer,
@@ -248,6 +249,7 @@ class _Run:
                 checkpoint=config.checkpoint.every_updates,
                 rollouts=config.log.rollouts_every_updates,
                 rollouts_groups=config.log.rollouts_groups,
+                gradients=config.log.gradients_every_updates,
             ),
             workdir=self.workdir,
             writer=writer,

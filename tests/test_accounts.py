@@ -118,7 +118,7 @@ def test_a_reward_that_is_no_finite_number_is_an_error_and_not_a_zero(value):
     task = make_task("arithmetic")
     task.reward = lambda prompt, text: value  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(RewardError, match="prompt 4"):
-        reward_of(task, Prompt(4, "1+1=", "2"), "#2")
+        reward_of(task.reward, Prompt(4, "1+1=", "2"), "#2")
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ class Simulation:
         self.lags += [self.version - g.version for g in batch]
         self.trained += [g.ticket for g in batch]
         self.version += 1
-        self.broker.complete(self.version)
+        self.broker.complete(self.version, {g.ticket for g in batch})
 
 
 CASES = dict(
@@ -153,7 +153,7 @@ def test_a_batch_in_completion_order_waits_for_the_straggler_that_is_due():
     for lease in leases[1:]:
         broker.submit(lease, groups_of(pace, lease), 0.0)
     assert [g.ticket for g in broker.next_batch(1.0)] == [1, 2]
-    broker.complete(1)
+    broker.complete(1, {1, 2})
     later = [broker.lease() for _ in range(2)]
     for lease in later:
         broker.submit(lease, groups_of(pace, lease), 0.0)

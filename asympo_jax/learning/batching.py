@@ -2,9 +2,29 @@
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
+from asympo_jax.objectives import degenerate_groups
 from asympo_jax.types import Batch, Group
+
+
+def informative_groups(groups: Sequence[Group], count: int) -> list[Group]:
+    """Dynamic sampling: of the candidates for a batch, those that have something to teach.
+
+    DAPO (arXiv:2503.14476) samples until the batch is full of groups whose rewards differ. Differs
+    from the paper: the candidates are a fixed number, so that a run stays reproducible and bounded;
+    the first `count` groups with different rewards are taken, and if there are fewer, the first
+    others with them.
+
+    Returns:
+        `count` groups in the order of `groups`.
+    """
+    if count == len(groups):
+        return list(groups)
+    flat_P = np.asarray(degenerate_groups(jnp.stack([group.reward_G for group in groups])))
+    chosen = sorted(np.argsort(flat_P, kind="stable")[:count])
+    return [groups[i] for i in chosen]
 
 
 def make_batch(groups: Sequence[Group], group_size: int, num_positions: int) -> Batch:

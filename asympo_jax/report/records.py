@@ -143,6 +143,7 @@ def _line(text: str) -> dict[str, float] | None:
         return None
     if not isinstance(data, dict) or not isinstance(data.get("update"), int):
         return None
+    data = {name: value for name, value in data.items() if not isinstance(value, dict)}
     if not all(value is None or isinstance(value, int | float) for value in data.values()):
         return None
     return {

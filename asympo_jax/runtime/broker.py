@@ -14,7 +14,7 @@ be trained in time.
 import collections
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from asympo_jax.runtime.leases import Closed, Lease, Refused, SamplingTotals, Stalled
 from asympo_jax.runtime.ledger import Ledger, Outcome, TicketState
@@ -156,18 +156,25 @@ class Broker:
             assert batch is not None and self._version is not None
             for group in batch:
                 # The bound of the whole system, asserted where the group is used.
-                assert 0 <= self._version - group.version <= self._pacing.lag, group
+                assert 0 <= self._version - group.version <= self._pacing.max_lag, group
                 del self._queue[group.ticket]
             self._batch = batch
             self._changed.notify_all()
             return batch
 
-    def complete(self, version: int) -> None:
-        """The batch is trained, and the snapshot of `version` is there."""
+    def complete(self, version: int, trained: Collection[int]) -> None:
+        """The batch is done, and the snapshot of `version` is there.
+
+        Args:
+            version: number of updates done.
+            trained: tickets of the batch that were trained on; the others are filtered out.
+        """
         with self._changed:
             assert self._version is not None and version == self._version + 1
+            assert set(trained) <= {group.ticket for group in self._batch}
             for group in self._batch:
-                self._ledger.settle(group.ticket, Outcome.TRAINED)
+                outcome = Outcome.TRAINED if group.ticket in trained else Outcome.FILTERED
+                self._ledger.settle(group.ticket, outcome)
             self._batch = []
             self._ledger.check_balance()
             self._version = version

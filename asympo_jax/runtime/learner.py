@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from asympo_jax.learning import TrainState, make_batch
+from asympo_jax.learning import TrainState, informative_groups, make_batch
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.metrics import MetricsWriter, write_rollouts
 from asympo_jax.runtime.pipeline import PipelineMeter
@@ -33,12 +33,14 @@ class Cadence:
         checkpoint: checkpoints.
         rollouts: readable samples.
         rollouts_groups: groups written each time.
+        gradients: norms and angle of the two halves of the gradient.
     """
 
     evaluate: int
     checkpoint: int
     rollouts: int
     rollouts_groups: int
+    gradients: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +49,11 @@ class Learner:
 
     Attributes:
         step: (state, batch) -> (state, metrics), the state given is donated.
+        sign_gradients: (state, batch) -> metrics of the two halves of the gradient.
         broker: where batches come from.
         store: where snapshots go.
         pacing: order, lag and sizes.
+        prompts_per_update: groups trained on, at most those sampled (P).
         group_size: G.
         num_positions: T of a batch.
         tokenizer: to write readable samples.
@@ -65,9 +69,11 @@ class Learner:
     """
 
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+    sign_gradients: Callable[[TrainState, Batch], dict[str, Any]]
     broker: Broker
     store: SnapshotStore
     pacing: Pacing
+    prompts_per_update: int
     group_size: int
     num_positions: int
     tokenizer: Tokenizer
@@ -94,18 +100,21 @@ class Learner:
         for update in range(int(state.update), self.pacing.num_updates):
             start = time.monotonic()
             self.sample()
-            groups = self.broker.next_batch(self.stall_s)
+            candidates = self.broker.next_batch(self.stall_s)
             taken = time.monotonic()
-            state, step_metrics = self.step(
-                state, make_batch(groups, self.group_size, self.num_positions)
-            )
-            _require_finite(update, step_metrics)
             version = update + 1
+            groups = informative_groups(candidates, self.prompts_per_update)
+            batch = make_batch(groups, self.group_size, self.num_positions)
+            due = _due(version, self.cadence.gradients)
+            more_metrics = self.sign_gradients(state, batch) if due else {}
+            state, step_metrics = self.step(state, batch)
+            _require_finite(update, step_metrics)
             # Publish before anything else is done with this update: samplers may be waiting.
             self.store.write(version, state.params)
-            self.broker.complete(version)
-            self.store.prune(version - self.pacing.lag)
+            self.broker.complete(version, {group.ticket for group in groups})
+            self.store.prune(version - self.pacing.max_lag)
             trained = time.monotonic()
+            step_metrics |= more_metrics
             metrics = {name: float(value) for name, value in step_metrics.items()}
             metrics |= group_metrics(groups, update) | self.broker.metrics()
             meter.add(taken - start, trained - taken, groups, self.broker.sampling_totals())
@@ -113,7 +122,7 @@ class Learner:
             if _due(version, self.cadence.evaluate) or version == self.pacing.num_updates:
                 evaluation = self.evaluate(state.params)
                 metrics |= evaluation
-            self.writer.write(version, metrics)
+            self.writer.write(version, metrics, {"lag/histogram": lags_of(groups, update)})
             self.show(version, metrics)
             if _due(version, self.cadence.rollouts):
                 path = self.workdir / "rollouts" / f"update_{version:08d}.jsonl"
@@ -124,9 +133,14 @@ class Learner:
         return state, evaluation
 
 
+def lags_of(groups: Sequence[Group], update: int) -> list[int]:
+    """How many updates each group that an update trains on is late."""
+    return [update - group.version for group in groups]
+
+
 def group_metrics(groups: Sequence[Group], update: int) -> dict[str, float]:
     """Lag and stop reasons of the groups that an update trained on."""
-    lags = [update - group.version for group in groups]
+    lags = lags_of(groups, update)
     stops = np.concatenate([group.stop_G for group in groups])
     return {
         "lag/mean": float(np.mean(lags)),

@@ -3,12 +3,15 @@
 `update` is the x-axis of everything.
 """
 
+import collections
 import json
 import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from asympo_jax.tokenizers import Tokenizer
 from asympo_jax.types import Group, StopReason
@@ -36,14 +39,31 @@ class MetricsWriter:
         self._file = path.open("a", buffering=1)
         self._events = _events_writer(workdir, resumed_at) if tensorboard else None
 
-    def write(self, update: int, metrics: Mapping[str, float]) -> None:
-        """One line: the metrics after `update` updates. Values that are not finite become null."""
+    def write(
+        self,
+        update: int,
+        metrics: Mapping[str, float],
+        histograms: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        """One line: the metrics after `update` updates. Values that are not finite become null.
+
+        Args:
+            update: number of updates done.
+            metrics: name -> value.
+            histograms: name -> values, of which the line has the counts.
+        """
         values = {name: float(value) for name, value in metrics.items()}
         finite = {n: float(f"{v:.7g}") if math.isfinite(v) else None for n, v in values.items()}
-        self._file.write(json.dumps({"update": update, **finite}) + "\n")
+        counts = {
+            name: {str(value): count for value, count in sorted(collections.Counter(all_).items())}
+            for name, all_ in (histograms or {}).items()
+        }
+        self._file.write(json.dumps({"update": update, **finite, **counts}) + "\n")
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, update)
+            for name, all_ in (histograms or {}).items():
+                self._events.add_histogram(name, np.asarray(all_), update)
 
     def close(self) -> None:
         """Closes the files."""

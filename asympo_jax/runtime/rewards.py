@@ -1,17 +1,47 @@
 """Grades the responses to a prompt."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from asympo_jax.tasks import Task, reward_of
+from asympo_jax.tasks import reward_of
 from asympo_jax.types import Prompt
 
 
-def grade(task: Task, prompt: Prompt, texts: Sequence[str]) -> np.ndarray:
-    """float32 rewards of the responses to one prompt.
+@dataclasses.dataclass(frozen=True)
+class Grader:
+    """Rewards, and the penalty of responses that come near the longest one allowed.
 
-    Raises:
-        RewardError: a reward raised, or is not a finite number.
+    The penalty is DAPO's soft punishment (arXiv:2503.14476): 0 up to `overlong_buffer` tokens less
+    than the most allowed, then in proportion, `overlong_penalty` for a response of the most.
+
+    Attributes:
+        reward: of a response to a prompt, a task's or a user's own.
+        max_response_tokens: longest response.
+        overlong_buffer: tokens over which the penalty rises; 0 gives none.
+        overlong_penalty: largest penalty, subtracted from the reward.
     """
-    return np.array([reward_of(task, prompt, text) for text in texts], np.float32)
+
+    reward: Callable[[Prompt, str], float]
+    max_response_tokens: int
+    overlong_buffer: int = 0
+    overlong_penalty: float = 1.0
+
+    def grade(self, prompt: Prompt, texts: Sequence[str], length_G: np.ndarray) -> np.ndarray:
+        """float32 rewards of the responses to one prompt.
+
+        Args:
+            prompt: what they answer.
+            texts: the responses.
+            length_G: their tokens.
+
+        Raises:
+            RewardError: a reward raised, or is not a finite number.
+        """
+        reward_G = np.array([reward_of(self.reward, prompt, text) for text in texts], np.float32)
+        if not self.overlong_buffer:
+            return reward_G
+        free = self.max_response_tokens - self.overlong_buffer
+        share_G = np.clip((length_G - free) / self.overlong_buffer, 0.0, 1.0)
+        return (reward_G - self.overlong_penalty * share_G).astype(np.float32)

@@ -14,7 +14,7 @@ import numpy as np
 
 from asympo_jax.models import ModelConfig
 from asympo_jax.runtime.leases import Closed, Lease
-from asympo_jax.runtime.rewards import grade
+from asympo_jax.runtime.rewards import Grader
 from asympo_jax.runtime.tickets import Pacing, ticket
 from asympo_jax.sampling import DrawParams, EngineConfig, generate
 from asympo_jax.tasks.base import Task
@@ -38,7 +38,8 @@ class Sampler:
     """Turns leases into groups.
 
     Attributes:
-        task: prompts and rewards.
+        task: prompts.
+        grader: rewards.
         model: the decoder's shape.
         engine: shapes of the decode engine.
         draw: temperature and cuts.
@@ -48,6 +49,7 @@ class Sampler:
     """
 
     task: Task
+    grader: Grader
     model: ModelConfig
     engine: EngineConfig
     draw: DrawParams
@@ -77,7 +79,7 @@ class Sampler:
                     response_GT=out.token_PGT[p],
                     length_G=out.length_PG[p],
                     stop_G=out.stop_PG[p],
-                    reward_G=grade(self.task, prompt, texts),
+                    reward_G=self.grader.grade(prompt, texts, out.length_PG[p]),
                     behaviour_logp_GT=None if out.logp_PGT is None else out.logp_PGT[p],
                 )
             )

@@ -19,12 +19,15 @@ class Pacing:
     """How far sampling may run ahead of training.
 
     Attributes:
-        order: `ticket` trains slot n on update n, sampled with version max(0, n − lag);
-            `completion` trains groups as they finish, sampled with the newest version.
-        lag: largest number of updates between sampling and training of a group.
+        order: `ticket` trains slot n on update n, sampled with version max(0, n − lag) if
+            samplers are refreshed at each; `completion` trains groups as they finish, sampled with
+            the newest version.
+        lag: number of updates that sampling may be ahead of training.
         num_updates: updates of the whole run.
-        prompts_per_update: groups a batch (P).
+        prompts_per_update: groups sampled for an update.
         prompts_per_lease: tickets that a sampler works at once; divides `prompts_per_update`.
+        refresh_every_updates: samplers take up only versions that this divides; above 1 in ticket
+            order alone.
     """
 
     order: Order
@@ -32,6 +35,12 @@ class Pacing:
     num_updates: int
     prompts_per_update: int
     prompts_per_lease: int
+    refresh_every_updates: int = 1
+
+    @property
+    def max_lag(self) -> int:
+        """Largest number of updates between sampling and training of a group."""
+        return self.lag + self.refresh_every_updates - 1
 
     @property
     def num_tickets(self) -> int:
@@ -45,7 +54,8 @@ class Pacing:
 
     def version_for(self, ticket: int) -> int:
         """The version that samples a ticket, in ticket order."""
-        return max(0, ticket // self.prompts_per_update - self.lag)
+        newest = max(0, ticket // self.prompts_per_update - self.lag)
+        return newest - newest % self.refresh_every_updates
 
 
 def ticket(seed: int, index: int, prompts_per_update: int, num_prompts: int) -> Ticket:

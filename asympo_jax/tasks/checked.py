@@ -1,6 +1,7 @@
 """A task's own code, called with care: what it raises or returns is checked before use."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -12,39 +13,40 @@ class RewardError(Exception):
     """A reward that raised, or that is not a finite number; never trained on as 0."""
 
 
-def reward_of(task: Task, prompt: Prompt, text: str) -> float:
-    """The task's reward for a response.
+def reward_of(reward: Callable[[Prompt, str], float], prompt: Prompt, text: str) -> float:
+    """The reward of a response.
 
     Raises:
-        RewardError: naming the task, the prompt and the response.
+        RewardError: naming the function, the prompt and the response.
     """
     try:
-        reward = task.reward(prompt, text)
+        value = reward(prompt, text)
     except Exception as error:
-        raise RewardError(f"{_call(task, prompt, text)} raised {_words(error)}") from error
-    is_number = isinstance(reward, int | float | np.floating | np.integer)
-    if not is_number or not math.isfinite(reward):
+        raise RewardError(f"{_call(reward, prompt, text)} raised {_words(error)}") from error
+    is_number = isinstance(value, int | float | np.floating | np.integer)
+    if not is_number or not math.isfinite(value):
         raise RewardError(
-            f"{_call(task, prompt, text)} returned {reward!r:.80}: must be a finite number"
+            f"{_call(reward, prompt, text)} returned {value!r:.80}: must be a finite number"
         )
-    return float(reward)
+    return float(value)
 
 
 def is_correct(task: Task, prompt: Prompt, text: str) -> bool:
     """Whether the task counts a response as right.
 
     Raises:
-        RewardError: naming the task, the prompt and the response.
+        RewardError: naming the function, the prompt and the response.
     """
     try:
         return bool(task.correct(prompt, text))
     except Exception as error:
-        raise RewardError(f"{_call(task, prompt, text)} raised {_words(error)}") from error
+        raise RewardError(f"{_call(task.correct, prompt, text)} raised {_words(error)}") from error
 
 
-def _call(task: Task, prompt: Prompt, text: str) -> str:
+def _call(function: Callable[[Prompt, str], object], prompt: Prompt, text: str) -> str:
     """Which call it was."""
-    return f"the reward of {type(task).__name__} for prompt {prompt.index}, response {text[:80]!r},"
+    name = getattr(function, "__qualname__", repr(function))
+    return f"{name} for prompt {prompt.index}, response {text[:80]!r},"
 
 
 def _words(error: Exception) -> str:
