@@ -21,14 +21,15 @@ _DEFAULT_CONFIG = config_module.__file__
 _CONFIG_FLAG = "config"
 
 
-def define_config_flag() -> flags.FlagHolder:
+_CONFIG_HELP = (
+    "A config file, or the config.json of a run; without it, the default config "
+    "(asympo_jax/defaults.py lists all fields). --config.FIELD=VALUE sets a field."
+)
+
+
+def define_config_flag(help_text: str = _CONFIG_HELP) -> flags.FlagHolder:
     """`--config=FILE.py`, or the `config.json` of a run; fields by `--config.field=value`."""
-    return config_flags.DEFINE_config_file(
-        _CONFIG_FLAG,
-        None,
-        "A config file, or the config.json of a run; without it, the default config "
-        "(asympo_jax/config.py, which lists all fields). --config.FIELD=VALUE sets a field.",
-    )
+    return config_flags.DEFINE_config_file(_CONFIG_FLAG, None, help_text)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -83,7 +84,7 @@ def _parse(arguments: list[str]) -> list[str]:
             flags.FLAGS.config.to_dict()  # a file that cannot be loaded fails here
     except (AttributeError, KeyError) as error:
         name = str(error).strip("\"'")
-        _end(f"the config has no field {name!r}; asympo_jax/config.py lists all fields", 2)
+        _end(f"the config has no field {name!r}; asympo_jax/defaults.py lists all fields", 2)
     except (flags.Error, TypeError, ValueError, OSError) as error:
         _end(str(error), 2)
     if len(rest) > 1:

@@ -32,21 +32,28 @@ def prepare(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] |
     Raises:
         ValueError: it cannot be used, or holds a run of another config.
     """
-    path = workdir / "config.json"
+    found = result(workdir, config)
+    if found is None:
+        path = workdir / "config.json"
+        _replace(path, json.dumps(config.source, indent=2, sort_keys=True) + "\n")
+    return found
+
+
+def result(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] | None:
+    """The result of a complete run of a config, None if it is not complete.
+
+    Raises:
+        ValueError: the directory holds a run of another config.
+    """
     if (workdir / "metrics.jsonl").exists():  # something was trained, or is about to be
-        if path.exists():
-            _require_same(workdir, read_json(path), config.source)
-        else:
+        if not (workdir / "config.json").exists():
             raise ValueError(
                 f"workdir={workdir}: has metrics.jsonl but no config.json, use another"
             )
-    result_path = workdir / "result.json"
-    if result_path.exists():
-        result = read_json(result_path)
-        if result.get("updates", 0) >= config.pacing.num_updates:
-            return result
-    _replace(path, json.dumps(config.source, indent=2, sort_keys=True) + "\n")
-    return None
+        _require_same(workdir, read_json(workdir / "config.json"), config.source)
+    path = workdir / "result.json"
+    found = read_json(path) if path.exists() else {}
+    return found if found.get("updates", 0) >= config.pacing.num_updates else None
 
 
 def check_writable(field: str, directory: pathlib.Path) -> None:

@@ -28,6 +28,8 @@ ROOMS_OF_FLOOR = {
         "progress",
         "training",
         "report",
+        "laboratory",
+        "results",
         "plan",
     ),
     5: ("train", "evaluate", "sample", "command", "replay", "sweep", "export", "__main__"),

@@ -1,0 +1,146 @@
+"""The compact results of a sweep: one JSON file an objective, and one on how they came about.
+
+Of each run: the fields that were varied, accuracy and some metrics at every evaluation (each metric
+as its mean over the updates since the one before), the final result, and the failure if it had one.
+"""
+
+import json
+import math
+import os
+import pathlib
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from asympo_jax.laboratory import Case
+from asympo_jax.runtime.metrics import read_metrics
+
+ABOUT = "laboratory.json"
+_METRICS = (
+    "reward/mean",
+    "nll/positive",
+    "nll/negative",
+    "balance/positive",
+    "balance/negative",
+    "balance/net",
+    "grad/norm",
+    "policy/entropy",
+    "weight/ess",
+    "weight/max",
+    "weight/floor_share",
+    "ratio/ess",
+    "clip/high",
+    "clip/low",
+    "clip/cap",
+    "response/length",
+)
+_SIGNIFICANT_DIGITS = 4
+
+
+def write(cases: Sequence[Case], workdir: pathlib.Path, sweep: Mapping[str, Any]) -> pathlib.Path:
+    """Writes the results of all runs that have ended; returns their directory."""
+    out = workdir / "results"
+    out.mkdir(exist_ok=True)
+    by_objective: dict[str, list[dict[str, Any]]] = {}
+    for case in cases:
+        record = _record(case, workdir / case.name)
+        if record is not None:
+            by_objective.setdefault(case.config.objective.name, []).append(record)
+    for objective, runs in by_objective.items():
+        name = objective.replace(":", ".")
+        _write_json(out / f"{name}.json", {"objective": objective, "runs": runs})
+    about = {
+        "command": " ".join(["python -m asympo_jax.sweep", *sys.argv[1:]]),
+        "axes": sweep["axes"],
+        "settings": sweep["settings"],
+        "base": sweep["base"],
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system()},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("asympo_jax", "jax", "jaxlib", "optax")},
+        },
+    }
+    _write_json(out / ABOUT, about)
+    return out
+
+
+def _record(case: Case, directory: pathlib.Path) -> dict[str, Any] | None:
+    """What is kept of a run; None while it has not ended."""
+    failure = directory / "failure.txt"
+    result_path = directory / "result.json"
+    if not result_path.exists() and not failure.exists():
+        return None
+    lines = read_metrics(directory / "metrics.jsonl") if result_path.exists() else []
+    evaluated = [line for line in lines if line.get("eval/accuracy") is not None]
+    updates = [line["update"] for line in evaluated]
+    return {
+        "values": dict(case.values),
+        "learning_rate": case.config.optimizer.learning_rate,
+        "num_updates": case.config.num_updates,
+        "update": updates,
+        "eval/accuracy": [line["eval/accuracy"] for line in evaluated],
+        **{name: means for name in _METRICS if (means := _means(lines, updates, name))},
+        "wall_s": json.loads(result_path.read_text())["wall_s"] if result_path.exists() else None,
+        "parameters_sha256": json.loads(result_path.read_text())["parameters_sha256"]
+        if result_path.exists()
+        else None,
+        "failure": None if result_path.exists() else failure.read_text().strip(),
+    }
+
+
+def _means(
+    lines: Sequence[Mapping[str, Any]], updates: Sequence[int], name: str
+) -> list[float | None]:
+    """Mean of a metric over the updates up to each evaluation, since the one before."""
+    means = []
+    before = -1
+    for update in updates:
+        values = [
+            line[name]
+            for line in lines
+            if before < line["update"] <= update and line.get(name) is not None
+        ]
+        mean = sum(values) / len(values) if values else math.nan
+        means.append(float(f"{mean:.{_SIGNIFICANT_DIGITS}g}") if math.isfinite(mean) else None)
+        before = update
+    return means if any(mean is not None for mean in means) else []
+
+
+def _cpu() -> str:
+    """Name of the processor, if the system tells it."""
+    path = pathlib.Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _write_json(path: pathlib.Path, data: Any) -> None:
+    """A file with one line for each list of numbers."""
+    text = json.dumps(data, indent=1)
+    path.write_text(_on_one_line(text) + "\n")
+
+
+def _on_one_line(text: str) -> str:
+    """JSON text whose innermost lists stand on one line."""
+    lines: list[str] = []
+    open_list: list[str] | None = None
+    for line in text.splitlines():
+        stripped = line.strip()
+        if open_list is None and stripped.endswith("["):
+            open_list = [line]
+        elif open_list is not None:
+            if stripped.endswith(("{", "[")):  # not an innermost list
+                lines += open_list
+                open_list = [line] if stripped.endswith("[") else None
+                if open_list is None:
+                    lines.append(line)
+                continue
+            open_list.append(stripped)
+            if stripped.startswith("]"):
+                lines.append("".join([open_list[0], " ".join(open_list[1:-1]), open_list[-1]]))
+                open_list = None
+        else:
+            lines.append(line)
+    return "\n".join(lines)

@@ -1,0 +1,72 @@
+"""Repeats an experiment over values of its fields: `python -m asympo_jax.sweep --workdir=DIR`.
+
+    python -m asympo_jax.sweep --config=configs/staleness.py --workdir=runs/staleness
+    python -m asympo_jax.sweep --config=configs/staleness.py:periodic --workdir=runs/periodic
+
+`--config.base.FIELD=VALUE` changes the experiment, `--config.axes.FIELD="(A, B)"` what is varied.
+The same command on the same workdir goes on: what is done is not repeated. Compact results are in
+DIR/results; `python -m asympo_jax.report DIR/results` makes the table and the pictures of them.
+Exit codes: 0 done · 1 a run failed · 2 wrong input · 130 interrupted · 143 terminated.
+"""
+
+import os
+import pathlib
+import sys
+
+from absl import flags
+
+from asympo_jax import command, laboratory, results, workdirs
+from asympo_jax.runtime import placement
+
+_CONFIG = command.define_config_flag("The config file of a sweep, such as configs/staleness.py.")
+flags.declare_key_flag("config")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the sweep.", required=True)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", None, "Runs at a time; as many as there are cores if not given.", lower_bound=1
+)
+
+
+def main() -> None:
+    """Checks all configs, runs what is missing, writes the compact results."""
+    workdir = pathlib.Path(_WORKDIR.value)
+    sweep = _CONFIG.value
+    with command.refusals():
+        if any(section not in sweep for section in ("base", "axes", "settings")):
+            raise ValueError("--config: must be the config of a sweep, with base, axes, settings")
+        cases = laboratory.cases(sweep)
+        workdirs.check_writable("workdir", workdir)
+        lock = workdirs.lock(workdir)
+        lab = laboratory.Laboratory(
+            cases,
+            workdir,
+            _PROCESSES.value or len(placement.available_cores()),
+            _environment(workdir),
+            _say,
+        )
+    with lock:
+        try:
+            failed = lab.run()
+        finally:
+            out = results.write(cases, workdir, sweep.to_dict())
+    _say(f"results: {out}; python -m asympo_jax.report {out} makes the table and the pictures")
+    if failed:
+        raise command.RunFailed(f"{len(failed)} of {len(cases)} runs failed: {', '.join(failed)}")
+
+
+def _environment(workdir: pathlib.Path) -> dict[str, str]:
+    """This process's environment; programs compiled by one run are kept for the others."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str((workdir / "compiled").absolute()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        **os.environ,
+    }
+
+
+def _say(line: str) -> None:
+    """One line for the person who waits."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,81 @@
+"""The staleness laboratory: objectives × lags × seeds on the task of configs/arithmetic.py.
+
+`--config=configs/staleness.py:STUDY` takes one of these studies; without one, `objectives`.
+
+    learning_rate  each objective at lag 16 with three learning rates, on a seed of its own
+    objectives     each objective at its best of those, lags 0 to 256, three seeds
+    periodic       samplers refreshed every 16 updates instead of a fixed lag
+    alpha          SPO's scale of negative responses
+    floor          ASymPO's floor of the NLL
+    asympo_rate    ASymPO over a wide range of learning rates
+
+Everything runs in one process a run (`runtime.name=sync`), in ticket order: a lag is exactly what
+it says, and the results are the same bits on every call.
+"""
+
+import ml_collections
+
+from asympo_jax.defaults import default_config
+from asympo_jax.laboratory import make_sweep
+
+OBJECTIVES = (
+    "reinforce", "gpg", "spo", "asympo", "grpo", "dapo", "aspo", "cispo", "tis", "gspo", "m2po",
+    "topr", "decoupled_ppo",
+)  # fmt: skip
+LAGS = (0, 4, 16, 64, 256)
+SEEDS = (0, 1, 2)
+LEARNING_RATES = (1e-4, 3e-4, 1e-3)
+# What the study `learning_rate` found best.
+BEST_RATE: dict[str, float] = {}
+
+
+def get_config(study: str = "objectives") -> ml_collections.ConfigDict:
+    """The sweep of a study."""
+    axes = {
+        "learning_rate": {
+            "objective.name": OBJECTIVES,
+            "lag": (16,),
+            "optimizer.learning_rate": LEARNING_RATES,
+            "seed": (100,),
+        },
+        "objectives": {"objective.name": OBJECTIVES, "lag": LAGS, "seed": SEEDS},
+        "periodic": {
+            "objective.name": ("reinforce", "spo", "asympo", "grpo"),
+            "lag": (0,),
+            "refresh_every_updates": (1, 16),
+            "seed": SEEDS,
+        },
+        "alpha": {
+            "objective.name": ("spo",),
+            "lag": (16,),
+            "objective.alpha": (0.0, 0.1, 0.25, 0.5, 1.0),
+            "seed": SEEDS,
+        },
+        "floor": {
+            "objective.name": ("asympo",),
+            "lag": (16,),
+            "objective.floor": (1e-5, 1e-3, 1e-2, 1e-1, 1.0),
+            "seed": SEEDS,
+        },
+        "asympo_rate": {
+            "objective.name": ("asympo",),
+            "lag": (0, 16),
+            "optimizer.learning_rate": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+            "seed": SEEDS,
+        },
+    }
+    if study not in axes:
+        raise ValueError(f"configs/staleness.py:{study}: must be one of {sorted(axes)}")
+    settings = {name: {"optimizer.learning_rate": rate} for name, rate in BEST_RATE.items()}
+    return make_sweep(_base(), axes[study], settings)
+
+
+def _base() -> ml_collections.ConfigDict:
+    """The arithmetic task, 100 updates, evaluated every 10."""
+    config = default_config()
+    config.runtime.name = "sync"
+    config.num_updates = 100
+    config.checkpoint.every_updates = 0
+    config.log.rollouts_every_updates = 0
+    config.log.tensorboard = False
+    return config
