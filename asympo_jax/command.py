@@ -5,16 +5,19 @@ Exit codes: 0 done · 1 the run failed · 2 wrong input, nothing was started · 
 """
 
 import contextlib
+import json
+import pathlib
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from asympo_jax import config as config_module
+from asympo_jax.defaults import default_config
 from asympo_jax.training import RunFailed
 
 _DEFAULT_CONFIG = config_module.__file__
@@ -76,22 +79,68 @@ def _terminate(signum: int, frame: object) -> NoReturn:
 
 def _parse(arguments: list[str]) -> list[str]:
     """Parses flags; whatever is wrong with them is one sentence."""
+    has_config = _CONFIG_FLAG in flags.FLAGS
+    own_options: dict[str, str] = {}
     try:
-        if _CONFIG_FLAG in flags.FLAGS:
-            arguments = _with_config(arguments)
+        if has_config:
+            arguments, own_options = _own_options(_with_config(arguments))
         rest = flags.FLAGS(arguments)
-        if _CONFIG_FLAG in flags.FLAGS:
+        if has_config:
             flags.FLAGS.config.to_dict()  # a file that cannot be loaded fails here
+            _set_own_options(flags.FLAGS.config, own_options)
+    except SystemExit:  # after printing its help absl ends with 1, as if something had failed
+        sys.exit(0)
     except (AttributeError, KeyError) as error:
-        name = str(error).strip("\"'")
-        _end(f"the config has no field {name!r}; asympo_jax/defaults.py lists all fields", 2)
+        _end(_unknown_field(str(error)), 2)
     except (flags.Error, TypeError, ValueError, OSError) as error:
-        _end(str(error), 2)
+        _end(_without_traceback(str(error)), 2)
     if len(rest) > 1:
         _end(f"unknown arguments: {' '.join(rest[1:])!r}", 2)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # libraries tell every step of theirs at INFO
     return rest
+
+
+def _unknown_field(message: str) -> str:
+    """What ml_collections says of a field that is not there, as a sentence."""
+    names = re.findall(r"\w[\w.]*", message)
+    meant = re.search(r"[Dd]id you mean \W*(\w+)", message)
+    return (
+        f"the config has no field {names[0] if names else message!r}"
+        + (f" (did you mean {meant[1]!r}?)" if meant else "")
+        + "; asympo_jax/defaults.py lists all fields"
+    )
+
+
+def _without_traceback(message: str) -> str:
+    """The last line of a message that holds a traceback, as absl makes them of config files."""
+    if "Traceback" not in message:
+        return message
+    return re.sub(r"^[\w.]+: ", "", message.strip().splitlines()[-1])
+
+
+def _own_options(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The arguments without those that set options of a user's own objective or task, and those."""
+    defaults: Any = default_config()
+    kept, own = [], {}
+    for argument in arguments:
+        match = re.fullmatch(rf"--?{_CONFIG_FLAG}\.(objective|task)\.(\w+)=(.*)", argument, re.S)
+        if match and match[2] not in defaults[match[1]]:
+            own[f"{match[1]}.{match[2]}"] = match[3]
+        else:
+            kept.append(argument)
+    return kept, own
+
+
+def _set_own_options(config: Any, options: Mapping[str, str]) -> None:
+    """Sets options that the default config does not have: numbers, true, false, or text."""
+    for field, text in options.items():
+        section, name = field.split(".")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        config[section][name] = value
 
 
 def _with_config(arguments: list[str]) -> list[str]:
@@ -107,7 +156,7 @@ def _with_config(arguments: list[str]) -> list[str]:
     ]
     for i in reversed(bare):
         rest[i : i + 2] = [f"--{_CONFIG_FLAG}={rest[i + 1]}"]
-    rest = [_through_default(argument) for argument in rest]
+    rest = [_checked_file(_through_default(argument)) for argument in rest]
     named = any(re.match(rf"--?{_CONFIG_FLAG}(=|$)", argument) for argument in rest)
     return [program, *([] if named else [f"--{_CONFIG_FLAG}={_DEFAULT_CONFIG}"]), *rest]
 
@@ -117,4 +166,17 @@ def _through_default(argument: str) -> str:
     name, separator, value = argument.partition("=")
     if name.lstrip("-") == _CONFIG_FLAG and separator and value.endswith(".json"):
         return f"--{_CONFIG_FLAG}={_DEFAULT_CONFIG}:{value}"
+    return argument
+
+
+def _checked_file(argument: str) -> str:
+    """An argument whose config file is there.
+
+    Raises:
+        ValueError: it is not.
+    """
+    name, _, value = argument.partition("=")
+    path = value.partition(":")[0]
+    if name.lstrip("-") == _CONFIG_FLAG and not pathlib.Path(path).is_file():
+        raise ValueError(f"--{_CONFIG_FLAG}={value}: {path!r} is not a file")
     return argument

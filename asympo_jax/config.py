@@ -43,7 +43,7 @@ def read_json(path: str | pathlib.Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(pathlib.Path(path).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"config {path}: cannot be read ({error})") from error
     if not isinstance(data, dict):
         raise ValueError(f"config {path}: must hold a JSON object, got {type(data).__name__}")
@@ -84,6 +84,7 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
     Raises:
         ValueError: naming the field, its value and what is allowed.
     """
+    _check_sections(config)
     objective = _objective(config)
     task_options = _set_fields(config.task)
     task_name = task_options.pop("name")
@@ -125,6 +126,27 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
         snapshot_dir=config.runtime.snapshot_dir,
         source=source,
     )
+
+
+def _check_sections(config: ml_collections.ConfigDict) -> None:
+    """Refuses a config that lacks what the default one has, and integers beyond 32 bits."""
+    for name, default in default_config().items():
+        section = config.get(name)
+        if not isinstance(default, ml_collections.ConfigDict):
+            _check_integer(name, section)
+            continue
+        if not isinstance(section, ml_collections.ConfigDict):
+            raise ValueError(f"config section {name!r} must have fields, got {section!r}")
+        for field in default:
+            if field not in section:
+                raise ValueError(f"{name}.{field}: is missing, asympo_jax/defaults.py has it")
+            _check_integer(f"{name}.{field}", section[field])
+
+
+def _check_integer(field: str, value: Any) -> None:
+    """Refuses an integer that no array can count to."""
+    if isinstance(value, int) and abs(value) >= 2**32:
+        raise ValueError(f"{field}={value}: must be below 2**32")
 
 
 def _objective(config: ml_collections.ConfigDict) -> objectives.Objective:

@@ -24,6 +24,8 @@ def main() -> None:
     """Loads the parameters, samples, grades, prints."""
     workdir = pathlib.Path(_WORKDIR.value)
     with command.refusals():
+        if not (workdir / "config.json").is_file():
+            raise ValueError(f"workdir={workdir}: is not the directory of a run, no config.json")
         config = from_plain(read_json(workdir / "config.json"))
         config.eval.num_prompts = _PROMPTS.value or config.eval.num_prompts
         config.eval.samples_per_prompt = _SAMPLES.value

@@ -1,6 +1,7 @@
 """A sweep: one experiment repeated over the values of some of its fields.
 
     WORKDIR/<run>/            one directory a run, as `train` leaves it, without its checkpoints
+    WORKDIR/jobs/             config and output of each run, and the cause if it failed
     WORKDIR/warmup/           shared by all runs
     WORKDIR/results/          compact results, what `report` reads and what is worth keeping
 
@@ -137,6 +138,11 @@ def _leaves(
             yield f"{prefix}{name}", values
 
 
+def job_file(workdir: pathlib.Path, case: Case, suffix: str) -> pathlib.Path:
+    """A file of a run that is the sweep's: `json` its config, `log` its output, `failure`."""
+    return workdir / "jobs" / f"{case.name}.{suffix}"
+
+
 class Laboratory:
     """Runs the cases that have no result yet, several at a time, each on cores of its own.
 
@@ -217,13 +223,12 @@ class Laboratory:
 
     def _train(self, case: Case) -> int | None:
         """Runs one case to its end; None if the sweep was stopped."""
-        directory = self._workdir / case.name
-        directory.mkdir(parents=True, exist_ok=True)
-        config_path = directory / "sweep_config.json"
+        config_path = job_file(self._workdir, case, "json")
+        config_path.parent.mkdir(exist_ok=True)
         config_path.write_text(json.dumps(case.config.to_dict(), indent=2, sort_keys=True) + "\n")
         command = [sys.executable, "-m", "asympo_jax.train"]
-        command += [f"--config={config_path}", f"--workdir={directory}"]
-        with (directory / "train.log").open("wb") as log:
+        command += [f"--config={config_path}", f"--workdir={self._workdir / case.name}"]
+        with job_file(self._workdir, case, "log").open("wb") as log:
             with self._lock:
                 if self._stopped:
                     return None
@@ -243,17 +248,18 @@ class Laboratory:
 
     def _tell(self, case: Case, code: int, seconds: float) -> None:
         """Accounts for a run that ended."""
-        directory = self._workdir / case.name
+        failure = job_file(self._workdir, case, "failure")
         if code == 0:
-            shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-            (directory / "failure.txt").unlink(missing_ok=True)
+            shutil.rmtree(self._workdir / case.name / "checkpoints", ignore_errors=True)
+            failure.unlink(missing_ok=True)
             result = self._result(case)
             assert result is not None
             words = f"accuracy {result['eval/accuracy']:.3f}"
         else:
-            lines = (directory / "train.log").read_text(errors="replace").splitlines()
-            cause = lines[-1] if lines else f"exit code {code}"
-            (directory / "failure.txt").write_text(cause + "\n")
+            log = job_file(self._workdir, case, "log")
+            lines = log.read_text(errors="replace").splitlines()
+            cause = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
+            failure.write_text(cause + "\n")
             words = f"failed, {cause}"
         with self._lock:
             self._num_ended += 1

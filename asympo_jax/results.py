@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from asympo_jax.laboratory import Case
+from asympo_jax.laboratory import Case, job_file
 from asympo_jax.runtime.metrics import read_metrics
 
 ABOUT = "laboratory.json"
@@ -45,7 +45,7 @@ def write(cases: Sequence[Case], workdir: pathlib.Path, sweep: Mapping[str, Any]
     out.mkdir(exist_ok=True)
     by_objective: dict[str, list[dict[str, Any]]] = {}
     for case in cases:
-        record = _record(case, workdir / case.name)
+        record = _record(case, workdir)
         if record is not None:
             by_objective.setdefault(case.config.objective.name, []).append(record)
     for objective, runs in by_objective.items():
@@ -66,27 +66,32 @@ def write(cases: Sequence[Case], workdir: pathlib.Path, sweep: Mapping[str, Any]
     return out
 
 
-def _record(case: Case, directory: pathlib.Path) -> dict[str, Any] | None:
+def _record(case: Case, workdir: pathlib.Path) -> dict[str, Any] | None:
     """What is kept of a run; None while it has not ended."""
-    failure = directory / "failure.txt"
-    result_path = directory / "result.json"
-    if not result_path.exists() and not failure.exists():
-        return None
-    lines = read_metrics(directory / "metrics.jsonl") if result_path.exists() else []
-    evaluated = [line for line in lines if line.get("eval/accuracy") is not None]
-    updates = [line["update"] for line in evaluated]
-    return {
+    values = {
         "values": dict(case.values),
         "learning_rate": case.config.optimizer.learning_rate,
         "num_updates": case.config.num_updates,
+    }
+    failure = job_file(workdir, case, "failure")
+    if failure.exists():
+        return {**values, "failure": failure.read_text().strip()}
+    result_path = workdir / case.name / "result.json"
+    if not result_path.exists():
+        return None
+    result = json.loads(result_path.read_text())
+    lines = read_metrics(workdir / case.name / "metrics.jsonl")
+    evaluated = [line for line in lines if line.get("eval/accuracy") is not None]
+    updates = [line["update"] for line in evaluated]
+    means = {name: _means(lines, updates, name) for name in _METRICS}
+    return {
+        **values,
+        "failure": None,
+        "parameters_sha256": result["parameters_sha256"],
+        "wall_s": result["wall_s"],
         "update": updates,
         "eval/accuracy": [line["eval/accuracy"] for line in evaluated],
-        **{name: means for name in _METRICS if (means := _means(lines, updates, name))},
-        "wall_s": json.loads(result_path.read_text())["wall_s"] if result_path.exists() else None,
-        "parameters_sha256": json.loads(result_path.read_text())["parameters_sha256"]
-        if result_path.exists()
-        else None,
-        "failure": None if result_path.exists() else failure.read_text().strip(),
+        **{name: found for name, found in means.items() if found},
     }
 
 

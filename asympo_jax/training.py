@@ -26,7 +26,7 @@ from asympo_jax.learning import (
 from asympo_jax.progress import Progress
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.broker import Broker
-from asympo_jax.runtime.checkpoint import Checkpointer
+from asympo_jax.runtime.checkpoint import Checkpointer, CheckpointRefused
 from asympo_jax.runtime.learner import Cadence, Learner, NonFinite
 from asympo_jax.runtime.leases import Closed, Stalled
 from asympo_jax.runtime.local import LocalSamplers
@@ -43,6 +43,8 @@ from asympo_jax.tasks import RewardError
 from asympo_jax.warmup_cache import warmed_up_params
 
 _STOP_TIMEOUT_S = 8.0
+# What ends a run; anything else is a fault of this program, and its traceback says where.
+_CAUSES = (Closed, Stalled, NonFinite, RewardError, SnapshotRefused, CheckpointRefused)
 
 
 class RunFailed(Exception):
@@ -87,7 +89,7 @@ class Prepared:
             try:
                 run = _Run(self.config, self.parts, self.workdir, store, run_id)
                 result = run.train(all_cores)
-            except (Closed, Stalled, NonFinite, RewardError, SnapshotRefused) as failure:
+            except _CAUSES as failure:
                 raise RunFailed(str(failure)) from failure
             finally:
                 store.remove()

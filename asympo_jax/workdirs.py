@@ -51,6 +51,8 @@ def result(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] | 
                 f"workdir={workdir}: has metrics.jsonl but no config.json, use another"
             )
         _require_same(workdir, read_json(workdir / "config.json"), config.source)
+    elif not (workdir / "config.json").exists():
+        _require_empty(workdir)
     path = workdir / "result.json"
     found = read_json(path) if path.exists() else {}
     return found if found.get("updates", 0) >= config.pacing.num_updates else None
@@ -109,6 +111,16 @@ def warmup_directory(config: ExperimentConfig, workdir: pathlib.Path) -> pathlib
 def write_result(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
     """Writes `result.json`."""
     _replace(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def _require_empty(workdir: pathlib.Path) -> None:
+    """Refuses a directory that holds something else than a run."""
+    others = [path.name for path in workdir.glob("[!.]*")] if workdir.is_dir() else []
+    if others:
+        raise ValueError(
+            f"workdir={workdir}: holds {sorted(others)[0]!r} and no config.json, so it is not the "
+            "directory of a run; use a new or an empty one"
+        )
 
 
 def _require_same(workdir: pathlib.Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -46,7 +46,11 @@ stage() { # NAME COMMAND...
   local name=$1
   shift
   say "$name"
-  "$@" || fail "This stage failed with exit status $?: $name. The same command again goes on from here."
+  local status=0
+  "$@" || status=$?
+  [ $status -ne 2 ] || fail "The input of this stage is wrong, see above: $name."
+  [ $status -eq 0 ] ||
+    fail "This stage failed with exit status $status: $name. The same command again goes on from here."
 }
 
 train() { # OBJECTIVE [TRAIN OPTION]...

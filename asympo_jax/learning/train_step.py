@@ -121,6 +121,7 @@ def make_train_step(
             "reward/mean": batch.reward_PG.mean(),
             "policy/entropy": masked_mean(entropy_BT, policy.mask_BT),
             "grad/norm": optax.tree.norm(gradient),
+            "params/norm": optax.tree.norm(params),
         }
         state = dataclasses.replace(
             state, params=params, opt_state=opt_state, update=state.update + 1

@@ -24,12 +24,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m asympo_jax.report",
         description="Compares runs: a table, and curves.png and report.json on disk.",
     )
-    parser.add_argument("directories", metavar="DIR", nargs="+", help="directory of a run")
+    parser.add_argument(
+        "directories", metavar="DIR", nargs="+", help="directory of a run, or of several"
+    )
     parser.add_argument(
         "--out", metavar="DIR", help="where to write; default: report/ in or beside the runs"
     )
     parsed = parser.parse_args(arguments)
-    directories = list(dict.fromkeys(pathlib.Path(path) for path in parsed.directories))
+    given = [pathlib.Path(path) for path in parsed.directories]
+    directories = list(dict.fromkeys(run for path in given for run in _runs_in(path)))
     names, home = _names(directories)
     out = pathlib.Path(parsed.out) if parsed.out else home / "report"
     try:
@@ -45,6 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"written: {out / 'curves.png'} and report.json beside it\n"
     )
     return 0
+
+
+def _runs_in(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The directory itself, or if it is no run's, those of the runs directly in it."""
+    if (directory / "metrics.jsonl").exists():
+        return [directory]
+    return sorted(path.parent for path in directory.glob("*/metrics.jsonl")) or [directory]
 
 
 def _names(directories: Sequence[pathlib.Path]) -> tuple[list[str], pathlib.Path]:

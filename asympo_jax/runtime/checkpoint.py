@@ -5,8 +5,10 @@ were finished but not trained are not stored: their tickets wait again, and in t
 snapshots of the lag window let them be sampled again exactly.
 """
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,6 +17,10 @@ import orbax.checkpoint as ocp
 from asympo_jax.learning import TrainState
 from asympo_jax.runtime.ledger import Ledger
 from asympo_jax.runtime.snapshots import SnapshotStore
+
+
+class CheckpointRefused(ValueError):
+    """A checkpoint that cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +84,10 @@ class Checkpointer:
         update = self._manager.latest_step()
         if update is None:
             return None
-        found = self._manager.restore(update, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
-        return Ledger.from_json(found["run"]["ledger"])
+        with self._refusing(update):
+            arguments = ocp.args.Composite(run=ocp.args.JsonRestore())
+            found = self._manager.restore(update, args=arguments)
+            return Ledger.from_json(found["run"]["ledger"])
 
     def restore(self, like: TrainState) -> Restored:
         """The newest complete checkpoint.
@@ -90,21 +98,34 @@ class Checkpointer:
         update = self._manager.latest_step()
         assert update is not None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_tree(like))
-        found = self._manager.restore(
-            update,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract),
-                snapshots=ocp.args.StandardRestore(),
-                run=ocp.args.JsonRestore(),
-            ),
-        )
-        run = found["run"]
-        return Restored(
-            state=TrainState(**found["state"]),
-            ledger=Ledger.from_json(run["ledger"]),
-            run_id=run["run_id"],
-            snapshots={int(version): tree for version, tree in found["snapshots"].items()},
-        )
+        with self._refusing(update):
+            found = self._manager.restore(
+                update,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract),
+                    snapshots=ocp.args.StandardRestore(),
+                    run=ocp.args.JsonRestore(),
+                ),
+            )
+            run = found["run"]
+            return Restored(
+                state=TrainState(**found["state"]),
+                ledger=Ledger.from_json(run["ledger"]),
+                run_id=run["run_id"],
+                snapshots={int(version): tree for version, tree in found["snapshots"].items()},
+            )
+
+    @contextlib.contextmanager
+    def _refusing(self, update: int) -> Iterator[None]:
+        """Within it whatever breaks is a damaged checkpoint."""
+        try:
+            yield
+        except Exception as error:  # Orbax and its libraries raise errors of many kinds
+            words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise CheckpointRefused(
+                f"{self._manager.directory / str(update)}: this checkpoint cannot be read "
+                f"({words}); without it the run goes on from the one before"
+            ) from error
 
     def close(self) -> None:
         """Waits for what is being written."""

@@ -21,7 +21,7 @@ from asympo_jax.types import Batch, Group, StopReason
 
 
 class NonFinite(Exception):
-    """An update whose loss or gradient is not finite; its parameters were not published."""
+    """A loss, a gradient or parameters that are not finite; nothing of them was published."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Learner:
         Raises:
             Closed: a sampler failed; it carries the cause.
             Stalled: no group came in within `stall_s`.
-            NonFinite: a loss or gradient is not finite.
+            NonFinite: a loss, a gradient or parameters are not finite.
         """
         meter = PipelineMeter(self.num_samplers)
         evaluation: dict[str, float] = {}
@@ -156,9 +156,8 @@ def _due(version: int, every: int) -> bool:
 
 def _require_finite(update: int, metrics: dict[str, Any]) -> None:
     """Refuses an update that would publish NaN or infinity; waits for the device."""
-    loss, norm = jax.device_get((metrics["loss"], metrics["grad/norm"]))
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise NonFinite(
-            f"update {update}: loss {loss} and gradient norm {norm} must be finite; nothing of it "
-            "was published"
-        )
+    names = ("loss", "grad/norm", "params/norm")
+    values = jax.device_get([metrics[name] for name in names])
+    if not all(math.isfinite(value) for value in values):
+        found = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+        raise NonFinite(f"update {update}: {found} must be finite; nothing of it was published")

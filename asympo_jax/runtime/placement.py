@@ -28,7 +28,7 @@ def sampler_cores(shared: list[int], index: int, cores_each: int) -> list[int]:
     if not cores_each:
         return shared
     start = index * cores_each
-    return sorted({shared[(start + i) % len(shared)] for i in range(cores_each)})
+    return sorted({shared[(start + i) % len(shared)] for i in range(min(cores_each, len(shared)))})
 
 
 def pin(cores: list[int]) -> None:

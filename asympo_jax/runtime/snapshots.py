@@ -24,7 +24,7 @@ _PREFIX, _LOCK = "asympo-", "lock"
 
 
 class SnapshotRefused(Exception):
-    """A snapshot that is torn, corrupt, foreign or of another version."""
+    """A snapshot that cannot be written, or is torn, corrupt, foreign or of another version."""
 
 
 class SnapshotStore:
@@ -107,11 +107,19 @@ def _remove_if_unused(lock_path: pathlib.Path) -> None:
 
 
 def write_params(path: pathlib.Path, params: Any, **metadata: str) -> None:
-    """Writes a parameter tree and its metadata to one safetensors file, atomically."""
+    """Writes a parameter tree and its metadata to one safetensors file, atomically.
+
+    Raises:
+        SnapshotRefused: it cannot be written.
+    """
     flat = {name: np.ascontiguousarray(array) for name, array in flatten_params(params).items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    safetensors.numpy.save_file(flat, partial, {"checksum": _checksum(flat), **metadata})
-    os.replace(partial, path)
+    try:
+        safetensors.numpy.save_file(flat, partial, {"checksum": _checksum(flat), **metadata})
+        os.replace(partial, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise SnapshotRefused(f"{path}: cannot be written ({error})") from error
 
 
 def read_params(path: pathlib.Path) -> tuple[Any, dict[str, str]]:

@@ -97,5 +97,6 @@ def _cut(logp_BV: Array, params: DrawParams) -> Array:
     before_BV = jnp.cumsum(sorted_BV, axis=1) - sorted_BV
     keep_BV = (rank_V < top_k) & (before_BV < params.top_p)
     keep_BV &= sorted_BV >= params.min_p * sorted_BV[:, :1]
+    keep_BV |= rank_V == 0  # a top_p too small for float32 is 0
     inverse_BV = jnp.argsort(order_BV, axis=1)
     return jnp.where(jnp.take_along_axis(keep_BV, inverse_BV, axis=1), prob_BV, 0.0)

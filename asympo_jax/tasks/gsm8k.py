@@ -129,7 +129,7 @@ def import_tfds() -> Any:
     except ImportError as error:
         raise ValueError(
             f"task.name='gsm8k' needs packages that are not installed ({error}): run "
-            "`pip install 'asympo_jax[data]'`"
+            "`pip install -e '.[data]'` in the project's folder"
         ) from error
     return tensorflow_datasets
 

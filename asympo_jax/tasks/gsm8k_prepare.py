@@ -54,6 +54,7 @@ def prepare(raw: pathlib.Path, data_dir: pathlib.Path, vocab_size: int) -> list[
         ValueError: raw files missing or malformed, a directory with other contents, a bad
             vocabulary size, a missing package.
     """
+    import_tfds()  # says what is missing before anything is read
     splits = {split: load_raw(raw / f"{split}.jsonl") for split in _SPLITS}
     shared = {p.question for p in splits["train"]} & {p.question for p in splits["test"]}
     if shared:

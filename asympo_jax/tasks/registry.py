@@ -31,11 +31,16 @@ def make_task(name: str, **options: Any) -> Task:
     found = import_path.load(
         "task.name",
         path,
-        "a subclass of asympo_jax.tasks.Task",
-        lambda found: inspect.isclass(found) and issubclass(found, Task),
+        "a subclass of asympo_jax.tasks.Task with all of its methods",
+        _is_complete_task,
     )
     allowed = [p for p in inspect.signature(found).parameters if p != "self"]
     for option in options:
         if option not in allowed:
             raise ValueError(f"task.{option} is not an option of task {name!r}; it has {allowed}")
     return found(**options)
+
+
+def _is_complete_task(found: Any) -> bool:
+    """Whether something is a task that can be made."""
+    return inspect.isclass(found) and issubclass(found, Task) and not inspect.isabstract(found)
