@@ -92,8 +92,10 @@ def _parse(arguments: list[str]) -> list[str]:
         sys.exit(0)
     except (AttributeError, KeyError) as error:
         _end(_unknown_field(str(error)), 2)
-    except (flags.Error, TypeError, ValueError, OSError) as error:
-        _end(_without_traceback(str(error)), 2)
+    except flags.Error as error:
+        _end(_flag_words(str(error)), 2)
+    except Exception as error:  # a user's config file may raise anything
+        _end(f"--{_CONFIG_FLAG}: {type(error).__name__}: {error}", 2)
     if len(rest) > 1:
         _end(f"unknown arguments: {' '.join(rest[1:])!r}", 2)
     if not flags.FLAGS["verbosity"].present:
@@ -112,11 +114,18 @@ def _unknown_field(message: str) -> str:
     )
 
 
-def _without_traceback(message: str) -> str:
-    """The last line of a message that holds a traceback, as absl makes them of config files."""
-    if "Traceback" not in message:
-        return message
-    return re.sub(r"^[\w.]+: ", "", message.strip().splitlines()[-1])
+def _flag_words(message: str) -> str:
+    """What absl says of a wrong flag, as a sentence."""
+    if "Traceback" in message:  # of a config file; its last line says why
+        return re.sub(r"^[\w.]+: ", "", message.strip().splitlines()[-1])
+    required = re.search(r"Flag --(\w+) must have a value other than None", message)
+    if required:
+        return f"--{required[1]} is required"
+    unknown = re.search(r"Unknown command line flag '(\w+)", message)
+    defaults: Any = default_config()
+    if unknown and unknown[1] in defaults:
+        return f"there is no flag --{unknown[1]}; the field of the config is --config.{unknown[1]}"
+    return message
 
 
 def _own_options(arguments: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -95,7 +95,7 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
     ModelConfig(vocab_size=1, **config.model.to_dict())  # refuses a wrong shape now
     source = config.to_dict()
     warmup = config.warmup.to_dict()
-    warmup_dir = warmup.pop("dir")
+    warmup_dir, warmup_seed = warmup.pop("dir"), warmup.pop("seed")
     if not 0 < config.runtime.stall_s <= _MAX_STALL_S:
         raise ValueError(
             f"runtime.stall_s={config.runtime.stall_s}: must be positive and at most "
@@ -118,6 +118,7 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
         sampler=sampler,
         warmup=WarmupConfig(**warmup),
         warmup_dir=warmup_dir,
+        init_seed=config.seed if warmup_seed is None else warmup_seed,
         eval=EvalConfig(**config.eval.to_dict()),
         checkpoint=CheckpointConfig(**config.checkpoint.to_dict()),
         log=LogConfig(**config.log.to_dict()),
@@ -129,9 +130,11 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
 
 
 def _check_sections(config: ml_collections.ConfigDict) -> None:
-    """Refuses a config that lacks what the default one has, and integers beyond 32 bits."""
+    """Refuses a config that lacks a section or a field, and integers beyond 32 bits."""
     for name, default in default_config().items():
-        section = config.get(name)
+        if name not in config:
+            raise ValueError(f"{name}: is missing, asympo_jax/defaults.py has it")
+        section = config[name]
         if not isinstance(default, ml_collections.ConfigDict):
             _check_integer(name, section)
             continue
@@ -146,7 +149,7 @@ def _check_sections(config: ml_collections.ConfigDict) -> None:
 def _check_integer(field: str, value: Any) -> None:
     """Refuses an integer that no array can count to."""
     if isinstance(value, int) and abs(value) >= 2**32:
-        raise ValueError(f"{field}={value}: must be below 2**32")
+        raise ValueError(f"{field}={value}: must be below 2**32 in size")
 
 
 def _objective(config: ml_collections.ConfigDict) -> objectives.Objective:
@@ -182,8 +185,9 @@ def _pacing(config: ml_collections.ConfigDict) -> Pacing:
         value: Any = config[field]
         if value < 1:
             raise ValueError(f"{field}={value}: must be at least 1")
-    if not 0 <= config.seed < 2**32:
-        raise ValueError(f"seed={config.seed}: must be from 0 to 2**32 - 1")
+    for field, seed in (("seed", config.seed), ("warmup.seed", config.warmup.seed or 0)):
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"{field}={seed}: must be from 0 to 2**32 - 1")
     if config.lag < 0:
         raise ValueError(f"lag={config.lag}: must not be negative; 0 is the synchronous loop")
     if config.order not in get_args(Order):

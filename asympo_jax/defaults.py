@@ -102,6 +102,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "num_steps": 390,
                 "batch_size": 128,
                 "learning_rate": 3e-3,
+                "seed": unset(int),
                 "dir": unset(str),
             },
             "eval": {"every_updates": 10, "num_prompts": 512, "samples_per_prompt": 1},

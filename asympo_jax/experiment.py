@@ -130,7 +130,9 @@ def make_evaluator(config: ExperimentConfig, parts: Parts) -> Evaluator:
 def new_state(config: ExperimentConfig, parts: Parts) -> TrainState:
     """A state with random parameters."""
     optimizer = make_optimizer(config.optimizer)
-    return init_state(parts.model, optimizer, jax.random.key(config.seed), config.objective.needs)
+    return init_state(
+        parts.model, optimizer, jax.random.key(config.init_seed), config.objective.needs
+    )
 
 
 def load_state(config: ExperimentConfig, parts: Parts, workdir: pathlib.Path) -> TrainState:

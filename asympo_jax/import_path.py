@@ -22,7 +22,8 @@ def load(field: str, path: str, kind: str, is_kind: Callable[[Any], bool]) -> An
         found = getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # a user's module may raise anything
         raise ValueError(
-            f"{field}={path!r}: cannot be imported ({type(error).__name__}: {error})"
+            f"{field}={path!r}: cannot be imported ({type(error).__name__}: {error}); its folder "
+            "must be the current one or on PYTHONPATH"
         ) from error
     if not is_kind(found):
         raise ValueError(f"{field}={path!r}: must be {kind}")

@@ -9,8 +9,6 @@ A run whose result is there is not repeated; one that was cut off goes on or sta
 its directory allows, and ends with the same bits.
 """
 
-import dataclasses
-import itertools
 import json
 import pathlib
 import queue
@@ -19,123 +17,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import ml_collections
 
 from asympo_jax import workdirs
 from asympo_jax.config import resolve
 from asympo_jax.runtime import placement
+from asympo_jax.sweep_config import Case
 
 _TERMINATE_TIMEOUT_S = 20.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One run of a sweep.
-
-    Attributes:
-        values: dotted field -> value, of the axes.
-        config: the whole config.
-    """
-
-    values: Mapping[str, Any]
-    config: ml_collections.ConfigDict
-
-    @property
-    def name(self) -> str:
-        """Name of its directory."""
-        return ",".join(f"{field}={value}" for field, value in self.values.items())
-
-
-def make_sweep(
-    base: ml_collections.ConfigDict,
-    axes: Mapping[str, Sequence[Any]],
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
-) -> ml_collections.ConfigDict:
-    """The config of a sweep, which `--config.base.FIELD=` and `--config.axes.FIELD=` can change.
-
-    Args:
-        base: the experiment.
-        axes: dotted field -> its values; the product of all is run, the last field first.
-        settings: name of an objective -> dotted field -> value, for that objective alone.
-    """
-    sweep: Any = ml_collections.ConfigDict()
-    sweep.base = base
-    sweep.axes = ml_collections.ConfigDict()
-    for field, values in axes.items():
-        _set(sweep.axes, field, tuple(values))
-    sweep.settings = {
-        objective: tuple(sorted(fields.items())) for objective, fields in (settings or {}).items()
-    }
-    return sweep
-
-
-def cases(sweep: ml_collections.ConfigDict) -> list[Case]:
-    """All runs of a sweep, each checked.
-
-    Raises:
-        ValueError: naming the run and what is wrong with it.
-    """
-    axes = dict(_leaves(sweep.axes))
-    found = []
-    for chosen in itertools.product(*axes.values()):
-        values = dict(zip(axes, chosen, strict=True))
-        case = Case(values, _config(sweep, values))
-        try:
-            resolve(case.config)
-        except ValueError as error:
-            raise ValueError(f"run {case.name}: {error}") from error
-        found.append(case)
-    if not found:
-        raise ValueError("axes: a sweep needs at least one value for each of its fields")
-    return found
-
-
-def _config(sweep: ml_collections.ConfigDict, values: Mapping[str, Any]) -> Any:
-    """The config of one run."""
-    config = sweep.base.copy_and_resolve_references()
-    for field, value in values.items():
-        _set(config, field, value)
-    for field, value in sweep.settings.get(config.objective.name, ()):
-        if field not in values:
-            _set(config, field, value)
-    return config
-
-
-def _set(config: ml_collections.ConfigDict, field: str, value: Any) -> None:
-    """Sets a dotted field; sections that are missing are made in a config without a lock."""
-    *sections, name = field.split(".")
-    for section in sections:
-        if section not in config and not config.is_locked:
-            config[section] = ml_collections.ConfigDict()
-        config = _field(config, section, field)
-    if config.is_locked:
-        _field(config, name, field)
-    try:
-        config[name] = value
-    except TypeError as error:
-        raise ValueError(f"{field}={value!r}: {error}") from error
-
-
-def _field(config: ml_collections.ConfigDict, name: str, field: str) -> Any:
-    """A field that must be there."""
-    if name not in config:
-        raise ValueError(f"{field}: is no field of the config")
-    return config[name]
-
-
-def _leaves(
-    axes: ml_collections.ConfigDict, prefix: str = ""
-) -> Iterator[tuple[str, Sequence[Any]]]:
-    """Dotted fields and their values."""
-    for name, value in axes.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            values: Sequence[Any] = value if isinstance(value, tuple | list) else (value,)
-            yield f"{prefix}{name}", values
 
 
 def job_file(workdir: pathlib.Path, case: Case, suffix: str) -> pathlib.Path:

@@ -1,5 +1,6 @@
 """One line every few seconds on how a run goes, for the person who waits for it."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -28,7 +29,14 @@ class Progress:
     def start(self, before: Mapping[str, float]) -> None:
         """Shows the evaluation before training."""
         self._accuracy = before["eval/accuracy"]
-        self._print(f"before training: accuracy {self._accuracy:.3f} on held-out prompts")
+        self._print(
+            f"before training: {self._accuracy:.3f} of sampled and "
+            f"{before['eval/accuracy_greedy']:.3f} of greedy answers to held-out prompts are right"
+        )
+
+    def resume(self, update: int) -> None:
+        """Shows where a run carries on."""
+        self._print(f"carries on from the checkpoint of update {update}")
 
     def update(self, update: int, metrics: Mapping[str, float]) -> None:
         """Shows an update, unless a line was printed just before."""
@@ -43,7 +51,7 @@ class Progress:
         self._print(
             f"update {update:4d}/{self._num_updates}"
             f" · reward {metrics['reward/mean']:.2f}"
-            f" · accuracy {self._accuracy:.2f}"
+            f" · accuracy {'–' if math.isnan(self._accuracy) else f'{self._accuracy:.2f}'}"
             f" · lag {metrics['lag/mean']:.0f}"
             f" · {who_waits(metrics['idle/learner'], metrics['idle/sampler'])}"
             f" · {self._time_left(now, update)}"

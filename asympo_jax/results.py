@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from asympo_jax.laboratory import Case, job_file
+from asympo_jax.laboratory import job_file
 from asympo_jax.runtime.metrics import read_metrics
+from asympo_jax.sweep_config import Case
 
 ABOUT = "laboratory.json"
 _METRICS = (

@@ -14,7 +14,7 @@ from asympo_jax.runtime.sampler import SamplerLoop
 from asympo_jax.runtime.snapshots import SnapshotStore
 
 
-def main() -> None:
+def main() -> int:
     """Pins itself, connects, samples until the learner closes the pipe."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True, help="config.json of the run")
@@ -30,12 +30,17 @@ def main() -> None:
     # XLA sizes its thread pool when the first array is made: pin before.
     placement.pin(placement.sampler_cores(shared, arguments.index, config.sampler.cores))
     try:
+        placement.start_backend("sampler.platform", config.sampler.platform)
         parts = experiment.build_parts(config)
         store = SnapshotStore(arguments.snapshots, arguments.run_id)
         SamplerLoop(experiment.make_sampler(config, parts, store), client).run()
+    except placement.NoDevice as error:
+        client.fail(str(error))
+        return 1
     except Exception as error:
         client.fail(f"{type(error).__name__}: {error}")
         raise
+    return 0
 
 
 if __name__ == "__main__":

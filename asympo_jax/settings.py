@@ -220,7 +220,8 @@ class ExperimentConfig:
     """A whole experiment, checked. Sections are as in `default_config`.
 
     Attributes:
-        seed: of prompts, draws and initial parameters.
+        seed: of prompts and draws.
+        init_seed: of the initial parameters, and so of the warm-up.
         prompts_per_update: groups that an update trains on (P).
         group_size: responses a prompt (G).
         pacing: order, lag and sizes of the run.
@@ -246,6 +247,7 @@ class ExperimentConfig:
     """
 
     seed: int
+    init_seed: int
     prompts_per_update: int
     group_size: int
     pacing: Pacing

@@ -15,7 +15,7 @@ import sys
 
 from absl import flags
 
-from asympo_jax import command, laboratory, results, workdirs
+from asympo_jax import command, laboratory, results, sweep_config, workdirs
 from asympo_jax.runtime import placement
 
 _CONFIG = command.define_config_flag("The config file of a sweep, such as configs/staleness.py.")
@@ -33,7 +33,7 @@ def main() -> None:
     with command.refusals():
         if any(section not in sweep for section in ("base", "axes", "settings")):
             raise ValueError("--config: must be the config of a sweep, with base, axes, settings")
-        cases = laboratory.cases(sweep)
+        cases = sweep_config.cases(sweep)
         workdirs.check_writable("workdir", workdir)
         lock = workdirs.lock(workdir)
         lab = laboratory.Laboratory(

@@ -25,7 +25,8 @@ def main() -> None:
         sys.stderr.write(f"{workdir}: already complete\n")
     result = prepared.run()
     sys.stdout.write(
-        f"{workdir}: {result['updates']} updates, accuracy {result['eval/accuracy']:.3f}, "
+        f"{workdir}: {result['updates']} updates, accuracy {result['eval/accuracy']:.3f} sampled, "
+        f"{result['eval/accuracy_greedy']:.3f} greedy, "
         f"parameters_sha256 {result['parameters_sha256'][:16]}…, {result['wall_s']:.0f} s\n"
     )
 

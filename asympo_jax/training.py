@@ -13,8 +13,6 @@ import uuid
 from collections.abc import Callable
 from typing import IO, Any
 
-import jax
-
 from asympo_jax import experiment, workdirs
 from asympo_jax.learning import (
     TrainState,
@@ -81,7 +79,10 @@ class Prepared:
         all_cores = placement.available_cores()
         learner_cores, _ = placement.split_cores(all_cores)
         placement.pin(learner_cores)
-        _start_backend(self.config.learner.platform)
+        try:
+            placement.start_backend("learner.platform", self.config.learner.platform)
+        except placement.NoDevice as error:
+            raise RunFailed(str(error)) from error
         run_id = uuid.uuid4().hex[:12]
         directory, lock = make_snapshot_directory(self.config.snapshot_dir, run_id)
         with lock:
@@ -118,18 +119,6 @@ def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
         raise
 
 
-def _start_backend(platform: str) -> None:
-    """Starts jax on the learner's platform, or fails in a sentence where it has none."""
-    if platform:
-        jax.config.update("jax_platforms", platform)
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:
-        raise RunFailed(
-            f"learner.platform={platform!r}: jax finds no such device here ({error})"
-        ) from error
-
-
 @dataclasses.dataclass
 class _Run:
     """One attempt at a run, from the first snapshot to the last update."""
@@ -159,17 +148,19 @@ class _Run:
             evaluate = self._make_evaluate()
             progress = Progress(config.pacing.num_updates)
             if int(state.update) == 0:
-                before = evaluate(state.params)
+                before = evaluate(state.params, True)
                 broker.raise_if_closed()
                 writer.write(0, before)
                 progress.start(before)
+            else:
+                progress.resume(int(state.update))
             learner = self._learner(broker, checkpointer, writer, progress, evaluate)
             state, after = learner.run(state)
             self._save(checkpointer, broker, state)
             return {
                 "objective": config.objective.name,
                 "parameters_sha256": parameters_sha256(state.params),
-                **(after or evaluate(state.params)),
+                **(after or evaluate(state.params, True)),
                 "updates": int(state.update),
             }
 
@@ -208,12 +199,15 @@ class _Run:
         self.store.write(0, state.params)
         return state
 
-    def _make_evaluate(self) -> Callable[[Any], dict[str, float]]:
-        """Parameters -> metrics of an evaluation."""
+    def _make_evaluate(self) -> Callable[[Any, bool], dict[str, float]]:
+        """(Parameters, whether greedily, too) -> metrics of an evaluation."""
         evaluator = experiment.make_evaluator(self.config, self.parts)
 
-        def evaluate(params: Any) -> dict[str, float]:
-            return {"eval/accuracy": evaluator.sampled(params).mean}
+        def evaluate(params: Any, greedily: bool) -> dict[str, float]:
+            found = {"eval/accuracy": evaluator.sampled(params).mean}
+            if greedily:
+                found["eval/accuracy_greedy"] = evaluator.greedy(params).mean
+            return found
 
         return evaluate
 
@@ -227,7 +221,7 @@ class _Run:
         checkpointer: Checkpointer,
         writer: MetricsWriter,
         progress: Progress,
-        evaluate: Callable[[Any], dict[str, float]],
+        evaluate: Callable[[Any, bool], dict[str, float]],
     ) -> Learner:
         """The learner's loop with everything that it needs."""
         config, parts = self.config, self.parts

@@ -38,7 +38,7 @@ def warmed_up_params(
         check: called before each step; raises to end a run that cannot go on.
     """
     if not config.warmup.num_steps:
-        return init_params(parts.model, jax.random.key(config.seed))
+        return init_params(parts.model, jax.random.key(config.init_seed))
     path = directory / f"{warmup_key(config, parts)}.safetensors"
     if path.exists():
         try:
@@ -58,7 +58,7 @@ def _warm_up(config: ExperimentConfig, parts: Parts, check: Callable[[], None]) 
     """Trains on the task's demonstrations."""
     warmup = config.warmup
     optimizer = learning.make_warmup_optimizer(warmup)
-    state = learning.init_state(parts.model, optimizer, jax.random.key(config.seed))
+    state = learning.init_state(parts.model, optimizer, jax.random.key(config.init_seed))
     step = learning.make_warmup_step(
         parts.model, optimizer, config.step.micro_batch, config.step.logp_chunk
     )
@@ -88,7 +88,7 @@ def warmup_key(config: ExperimentConfig, parts: Parts) -> str:
     """
     digest = hashlib.sha256()
     settings = [
-        config.seed,
+        config.init_seed,
         dataclasses.asdict(parts.model),
         dataclasses.asdict(config.warmup),
         num_positions(config),

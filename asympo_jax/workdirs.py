@@ -55,7 +55,13 @@ def result(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] | 
         _require_empty(workdir)
     path = workdir / "result.json"
     found = read_json(path) if path.exists() else {}
-    return found if found.get("updates", 0) >= config.pacing.num_updates else None
+    updates, wanted = found.get("updates", 0), config.pacing.num_updates
+    if updates > wanted:
+        raise ValueError(
+            f"num_updates={wanted}: workdir={workdir} holds a run of {updates} updates; it can be "
+            "made longer, not shorter"
+        )
+    return found if updates == wanted else None
 
 
 def check_writable(field: str, directory: pathlib.Path) -> None:

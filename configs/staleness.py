@@ -10,13 +10,14 @@
     asympo_rate    ASymPO over a wide range of learning rates
 
 Everything runs in one process a run (`runtime.name=sync`), in ticket order: a lag is exactly what
-it says, and the results are the same bits on every call.
+it says, and the results are the same bits on every call. All seeds start from one warm-up: they
+vary the prompts and the draws, as runs from one base model do.
 """
 
 import ml_collections
 
 from asympo_jax.defaults import default_config
-from asympo_jax.laboratory import make_sweep
+from asympo_jax.sweep_config import make_sweep
 
 OBJECTIVES = (
     "reinforce", "gpg", "spo", "asympo", "grpo", "dapo", "aspo", "cispo", "tis", "gspo", "m2po",
@@ -75,6 +76,7 @@ def _base() -> ml_collections.ConfigDict:
     config = default_config()
     config.runtime.name = "sync"
     config.num_updates = 100
+    config.warmup.seed = 0
     config.checkpoint.every_updates = 0
     config.log.rollouts_every_updates = 0
     config.log.tensorboard = False

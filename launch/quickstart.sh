@@ -66,4 +66,5 @@ stage "[1/3] Training with ASymPO in $workdir/asympo" train asympo "$@"
 stage "[2/3] Training with REINFORCE in $workdir/reinforce" train reinforce "$@"
 stage "[3/3] Drawing both into $workdir/report" \
   "$VENV_PYTHON" -m asympo_jax.report "$workdir/asympo" "$workdir/reinforce" --out="$workdir/report"
+say "Next: source $VENV/bin/activate, and the commands of README.md."
 say "Done in $((SECONDS - start_s)) s besides installing. The picture: $workdir/report/curves.png"

@@ -29,6 +29,7 @@ ROOMS_OF_FLOOR = {
         "training",
         "report",
         "laboratory",
+        "sweep_config",
         "results",
         "plan",
     ),

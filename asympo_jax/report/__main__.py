@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from asympo_jax.report import figures
 from asympo_jax.report.records import Run, load_run
-from asympo_jax.report.table import Row, format_table, make_row
+from asympo_jax.report.table import FOOTNOTE, Row, format_table, make_row
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,9 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
     sys.stdout.write(
-        f"{format_table(rows)}\n"
-        "idle and ideal are shares of time, medians over the updates\n"
-        f"written: {out / 'curves.png'} and report.json beside it\n"
+        f"{format_table(rows)}\n{FOOTNOTE}written: {out / 'curves.png'} and report.json beside it\n"
     )
     return 0
 

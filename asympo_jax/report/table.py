@@ -8,7 +8,12 @@ from collections.abc import Iterable, Sequence
 from asympo_jax.report.records import Run
 
 _HEADER = ("run", "objective", "lag", "updates", "accuracy before → after", "best", "collapsed",
-           "wall", "learner idle", "sampler idle", "ideal", "parameters_sha256")  # fmt: skip
+           "greedy before → after", "wall")  # fmt: skip
+FOOTNOTE = (
+    "accuracy: of sampled responses to held-out prompts, ± its standard error · collapsed: below "
+    "half of its best\nwall: of the last attempt, with the warm-up if it made one · idle times, "
+    "share of the ideal speed and the hash of the parameters are in report.json\n"
+)
 _UNKNOWN = "–"
 
 
@@ -28,6 +33,8 @@ class Row:
         accuracy_after: of the newest evaluation since.
         accuracy_after_standard_error: as above.
         accuracy_best: of all evaluations.
+        greedy_before: accuracy of greedy responses before training.
+        greedy_after: the same after it.
         collapsed: whether the newest accuracy is below half of the best.
         wall_s: seconds of the last attempt, from start to result.
         idle_learner: median over updates of the share of time that it waited.
@@ -47,6 +54,8 @@ class Row:
     accuracy_after: float | None
     accuracy_after_standard_error: float | None
     accuracy_best: float | None
+    greedy_before: float | None
+    greedy_after: float | None
     collapsed: bool | None
     wall_s: float | None
     idle_learner: float | None
@@ -58,6 +67,7 @@ class Row:
 def make_row(run: Run) -> Row:
     """The numbers of a run."""
     accuracies = dict(zip(*run.accuracies(), strict=True))
+    greedy = dict(zip(*run.series("eval/accuracy_greedy"), strict=True))
     before = accuracies.get(0)
     newest = max(accuracies, default=0)
     after = accuracies[newest] if newest else None
@@ -75,6 +85,8 @@ def make_row(run: Run) -> Row:
         accuracy_after=after,
         accuracy_after_standard_error=_standard_error(after, run.num_graded),
         accuracy_best=best,
+        greedy_before=greedy.get(0),
+        greedy_after=greedy[max(greedy)] if max(greedy, default=0) else None,
         collapsed=None if after is None or best is None else after < best / 2,
         wall_s=result.get("wall_s"),
         idle_learner=_median(run.series("idle/learner")[1]),
@@ -117,7 +129,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _text(value, ".3f")
         for value in (row.accuracy_before, row.accuracy_after, row.accuracy_after_standard_error)
     )
-    shares = (_text(s, ".0%") for s in (row.idle_learner, row.idle_sampler, row.ideal_fraction))
+    greedy = [_text(value, ".3f") for value in (row.greedy_before, row.greedy_after)]
     return (
         row.run,
         row.objective,
@@ -126,9 +138,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{before} → {after}" + (f" ± {error}" if error != _UNKNOWN else ""),
         _text(row.accuracy_best, ".3f"),
         {True: "yes", False: "no", None: _UNKNOWN}[row.collapsed],
+        " → ".join(greedy),
         _text(row.wall_s, ".0f") + (" s" if row.wall_s is not None else ""),
-        *shares,
-        (row.parameters_sha256 or _UNKNOWN)[:12],
     )
 
 

@@ -63,7 +63,7 @@ class Learner:
         workdir: the run's directory.
         writer: metrics.
         sample: called before each batch is taken; the synchronous loop samples here.
-        evaluate: parameters -> metrics.
+        evaluate: (parameters, whether it is the last evaluation) -> metrics.
         save: called with the state when a checkpoint is due.
         show: called with each update's metrics, for people.
     """
@@ -83,7 +83,7 @@ class Learner:
     workdir: pathlib.Path
     writer: MetricsWriter
     sample: Callable[[], None]
-    evaluate: Callable[[Any], dict[str, float]]
+    evaluate: Callable[[Any, bool], dict[str, float]]
     save: Callable[[TrainState], None]
     show: Callable[[int, dict[str, float]], None]
 
@@ -119,8 +119,9 @@ class Learner:
             metrics |= group_metrics(groups, update) | self.broker.metrics()
             meter.add(taken - start, trained - taken, groups, self.broker.sampling_totals())
             metrics |= meter.metrics()
-            if _due(version, self.cadence.evaluate) or version == self.pacing.num_updates:
-                evaluation = self.evaluate(state.params)
+            is_last = version == self.pacing.num_updates
+            if _due(version, self.cadence.evaluate) or is_last:
+                evaluation = self.evaluate(state.params, is_last)
                 metrics |= evaluation
             self.writer.write(version, metrics, {"lag/histogram": lags_of(groups, update)})
             self.show(version, metrics)
@@ -128,7 +129,7 @@ class Learner:
                 path = self.workdir / "rollouts" / f"update_{version:08d}.jsonl"
                 shown = groups[: self.cadence.rollouts_groups]
                 write_rollouts(path, shown, update, self.tokenizer)
-            if _due(version, self.cadence.checkpoint) and version < self.pacing.num_updates:
+            if _due(version, self.cadence.checkpoint) and not is_last:
                 self.save(state)
         return state, evaluation
 

@@ -7,6 +7,8 @@ number of samplers.
 
 import os
 
+import jax
+
 _HOST_DEVICES = "--xla_force_host_platform_device_count"
 
 
@@ -35,6 +37,29 @@ def pin(cores: list[int]) -> None:
     """Confines this process to the cores; before jax starts a backend, whose pool follows it."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
+
+
+class NoDevice(Exception):
+    """A platform that jax has no devices of here."""
+
+
+def start_backend(field: str, platform: str) -> None:
+    """Starts jax on a platform, or on its own choice if that is empty.
+
+    Args:
+        field: of the config that names it.
+        platform: of jax.
+
+    Raises:
+        NoDevice: there is none here.
+    """
+    if platform:
+        jax.config.update("jax_platforms", platform)
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        words = f" ({error})" if str(error) else ""
+        raise NoDevice(f"{field}={platform!r}: jax finds no such device here{words}") from error
 
 
 def sampler_environment(platform: str, visible_devices: str) -> dict[str, str]:
