@@ -18,6 +18,7 @@ from ml_collections import config_flags
 
 from asympo_jax import config as config_module
 from asympo_jax.defaults import default_config
+from asympo_jax.progress import say
 from asympo_jax.training import RunFailed
 
 _DEFAULT_CONFIG = config_module.__file__
@@ -49,9 +50,27 @@ def refusals() -> Iterator[None]:
         _end(str(error), 2)
 
 
+def tell(text: str) -> None:
+    """Writes a result to standard output; to nobody if that is closed or full."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def directory(flag: flags.FlagHolder) -> pathlib.Path:
+    """The directory that a flag names.
+
+    Raises:
+        ValueError: the flag is empty, as from a variable that is not set.
+    """
+    if not flag.value:
+        raise ValueError(f"--{flag.name} is empty")
+    return pathlib.Path(flag.value)
+
+
 def _end(message: str, code: int) -> NoReturn:
     """Prints one sentence and ends the process."""
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    say(f"error: {' '.join(message.split())}")
     sys.exit(code)
 
 

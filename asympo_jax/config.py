@@ -28,6 +28,13 @@ from asympo_jax.settings import (
 )
 
 _MAX_STALL_S = 1e6
+# Of integers that are worked through one by one before anything else would stop them.
+_LARGEST = {
+    "group_size": 2**16,
+    "model.num_layers": 1000,
+    "sampler.count": 1024,
+    "warmup.num_steps": 10**6,
+}
 
 
 def get_config(json_path: str | None = None) -> ml_collections.ConfigDict:
@@ -44,9 +51,9 @@ def read_json(path: str | pathlib.Path) -> dict[str, Any]:
     try:
         data = json.loads(pathlib.Path(path).read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"config {path}: cannot be read ({error})") from error
+        raise ValueError(f"{path}: cannot be read ({error})") from error
     if not isinstance(data, dict):
-        raise ValueError(f"config {path}: must hold a JSON object, got {type(data).__name__}")
+        raise ValueError(f"{path}: must hold a JSON object, got {type(data).__name__}")
     return data
 
 
@@ -68,6 +75,10 @@ def from_plain(data: Mapping[str, Any]) -> ml_collections.ConfigDict:
         for field, field_value in values.items():
             if field_value is None:
                 continue
+            if isinstance(field_value, bool) and not isinstance(target.get(field), bool | None):
+                raise ValueError(
+                    f"config field '{name}.{field}': must be a number or text, got {field_value}"
+                )
             if field not in target and name not in ("objective", "task"):
                 raise ValueError(f"config field '{name}.{field}' does not exist")
             with target.unlocked():
@@ -147,9 +158,10 @@ def _check_sections(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_integer(field: str, value: Any) -> None:
-    """Refuses an integer that no array can count to."""
-    if isinstance(value, int) and abs(value) >= 2**32:
-        raise ValueError(f"{field}={value}: must be below 2**32 in size")
+    """Refuses an integer that no array can count to, or that no machine could work through."""
+    largest = _LARGEST.get(field, 2**32 - 1)
+    if isinstance(value, int) and abs(value) > largest:
+        raise ValueError(f"{field}={value}: must be at most {largest}")
 
 
 def _objective(config: ml_collections.ConfigDict) -> objectives.Objective:

@@ -32,6 +32,7 @@ _OPTIMIZER = {
     "weight_decay": 0.0,
     "clip_norm": 1.0,
 }
+_LEARNER = {"platform": "", "micro_batch": 8, "logp_chunk": 1024, "proximal_every_updates": 4}
 _SAMPLER = {
     "count": 1,
     "platform": "cpu",
@@ -90,12 +91,7 @@ def default_config() -> ml_collections.ConfigDict:
             "reward": {"function": unset(str), "overlong_buffer": 0, "overlong_penalty": 1.0},
             "model": dict(_MODEL),
             "optimizer": dict(_OPTIMIZER),
-            "learner": {
-                "platform": "",
-                "micro_batch": 8,
-                "logp_chunk": 1024,
-                "proximal_every_updates": 4,
-            },
+            "learner": dict(_LEARNER),
             "sampler": {**_SAMPLER, "prompts_per_lease": unset(int)},
             "queue": {"capacity": unset(int)},
             "warmup": {

@@ -5,8 +5,6 @@ error over prompts, and writes them to DIR/evaluation.json.
 """
 
 import json
-import pathlib
-import sys
 
 from absl import flags
 
@@ -22,8 +20,8 @@ _SAMPLES = flags.DEFINE_integer("samples", 4, "Responses a prompt, the k of avg@
 
 def main() -> None:
     """Loads the parameters, samples, grades, prints."""
-    workdir = pathlib.Path(_WORKDIR.value)
     with command.refusals():
+        workdir = command.directory(_WORKDIR)
         if not (workdir / "config.json").is_file():
             raise ValueError(f"workdir={workdir}: is not the directory of a run, no config.json")
         config = from_plain(read_json(workdir / "config.json"))
@@ -44,7 +42,7 @@ def main() -> None:
         "eval/accuracy_standard_error": sampled.standard_error,
     }
     (workdir / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n")
-    sys.stdout.write(
+    command.tell(
         f"{workdir} after {found['updates']} updates, "
         f"{resolved.eval.num_prompts} held-out prompts\n"
         f"  greedy    {greedy.mean:.3f} ± {greedy.standard_error:.3f}\n"

@@ -1,5 +1,6 @@
 """One line every few seconds on how a run goes, for the person who waits for it."""
 
+import contextlib
 import math
 import sys
 import time
@@ -29,14 +30,14 @@ class Progress:
     def start(self, before: Mapping[str, float]) -> None:
         """Shows the evaluation before training."""
         self._accuracy = before["eval/accuracy"]
-        self._print(
+        say(
             f"before training: {self._accuracy:.3f} of sampled and "
             f"{before['eval/accuracy_greedy']:.3f} of greedy answers to held-out prompts are right"
         )
 
     def resume(self, update: int) -> None:
         """Shows where a run carries on."""
-        self._print(f"carries on from the checkpoint of update {update}")
+        say(f"carries on from the checkpoint of update {update}")
 
     def update(self, update: int, metrics: Mapping[str, float]) -> None:
         """Shows an update, unless a line was printed just before."""
@@ -48,7 +49,7 @@ class Progress:
         if recent and update != self._num_updates:
             return
         self._printed_at = now
-        self._print(
+        say(
             f"update {update:4d}/{self._num_updates}"
             f" · reward {metrics['reward/mean']:.2f}"
             f" · accuracy {'–' if math.isnan(self._accuracy) else f'{self._accuracy:.2f}'}"
@@ -69,12 +70,14 @@ class Progress:
         minutes, seconds = divmod(round(left_s), 60)
         return f"{minutes} min {seconds:02d} s left" if minutes else f"{seconds} s left"
 
-    def _print(self, line: str) -> None:
-        """One line to standard error, where it mixes with no result."""
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
-
 
 def who_waits(learner: float, sampler: float) -> str:
     """Idle shares as words."""
     return f"learner waits {learner:.0%}, samplers wait {sampler:.0%}"
+
+
+def say(line: str) -> None:
+    """A line to standard error, where it mixes with no result; without one, to nobody."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):  # closed, full, or None
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()

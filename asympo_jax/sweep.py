@@ -11,11 +11,11 @@ Exit codes: 0 done · 1 a run failed · 2 wrong input · 130 interrupted · 143 
 
 import os
 import pathlib
-import sys
 
 from absl import flags
 
 from asympo_jax import command, laboratory, results, sweep_config, workdirs
+from asympo_jax.progress import say
 from asympo_jax.runtime import placement
 
 _CONFIG = command.define_config_flag("The config file of a sweep, such as configs/staleness.py.")
@@ -28,9 +28,9 @@ _PROCESSES = flags.DEFINE_integer(
 
 def main() -> None:
     """Checks all configs, runs what is missing, writes the compact results."""
-    workdir = pathlib.Path(_WORKDIR.value)
     sweep = _CONFIG.value
     with command.refusals():
+        workdir = command.directory(_WORKDIR)
         if any(section not in sweep for section in ("base", "axes", "settings")):
             raise ValueError("--config: must be the config of a sweep, with base, axes, settings")
         cases = sweep_config.cases(sweep)
@@ -41,14 +41,14 @@ def main() -> None:
             workdir,
             _PROCESSES.value or len(placement.available_cores()),
             _environment(workdir),
-            _say,
+            say,
         )
     with lock:
         try:
             failed = lab.run()
         finally:
             out = results.write(cases, workdir, sweep.to_dict())
-    _say(f"results: {out}; python -m asympo_jax.report {out} makes the table and the pictures")
+    say(f"results: {out}; python -m asympo_jax.report {out} makes the table and the pictures")
     if failed:
         raise command.RunFailed(f"{len(failed)} of {len(cases)} runs failed: {', '.join(failed)}")
 
@@ -60,12 +60,6 @@ def _environment(workdir: pathlib.Path) -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
         **os.environ,
     }
-
-
-def _say(line: str) -> None:
-    """One line for the person who waits."""
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

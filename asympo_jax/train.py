@@ -3,13 +3,11 @@
 The same command on the same workdir carries on where it stopped.
 """
 
-import pathlib
-import sys
-
 from absl import flags
 
 from asympo_jax import command, training
 from asympo_jax.config import resolve
+from asympo_jax.progress import say
 
 _CONFIG = command.define_config_flag()
 flags.declare_key_flag("config")
@@ -18,13 +16,13 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", require
 
 def main() -> None:
     """Checks the config, runs the experiment, says what came out."""
-    workdir = pathlib.Path(_WORKDIR.value)
     with command.refusals():
+        workdir = command.directory(_WORKDIR)
         prepared = training.prepare(resolve(_CONFIG.value), workdir)
     if prepared.result is not None:
-        sys.stderr.write(f"{workdir}: already complete\n")
+        say(f"{workdir}: already complete")
     result = prepared.run()
-    sys.stdout.write(
+    command.tell(
         f"{workdir}: {result['updates']} updates, accuracy {result['eval/accuracy']:.3f} sampled, "
         f"{result['eval/accuracy_greedy']:.3f} greedy, "
         f"parameters_sha256 {result['parameters_sha256'][:16]}…, {result['wall_s']:.0f} s\n"

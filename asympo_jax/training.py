@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Callable
 from typing import IO, Any
 
+import jax
+
 from asympo_jax import experiment, workdirs
 from asympo_jax.learning import (
     TrainState,
@@ -28,7 +30,7 @@ from asympo_jax.runtime.checkpoint import Checkpointer, CheckpointRefused
 from asympo_jax.runtime.learner import Cadence, Learner, NonFinite
 from asympo_jax.runtime.leases import Closed, Stalled
 from asympo_jax.runtime.local import LocalSamplers
-from asympo_jax.runtime.metrics import MetricsWriter
+from asympo_jax.runtime.metrics import MetricsRefused, MetricsWriter
 from asympo_jax.runtime.sampler import SamplerLoop
 from asympo_jax.runtime.snapshots import (
     SnapshotRefused,
@@ -42,7 +44,16 @@ from asympo_jax.warmup_cache import warmed_up_params
 
 _STOP_TIMEOUT_S = 8.0
 # What ends a run; anything else is a fault of this program, and its traceback says where.
-_CAUSES = (Closed, Stalled, NonFinite, RewardError, SnapshotRefused, CheckpointRefused)
+_CAUSES = (
+    Closed,
+    Stalled,
+    NonFinite,
+    RewardError,
+    SnapshotRefused,
+    CheckpointRefused,
+    MetricsRefused,
+    OSError,  # a full disk, a directory that is gone
+)
 
 
 class RunFailed(Exception):
@@ -92,6 +103,11 @@ class Prepared:
                 result = run.train(all_cores)
             except _CAUSES as failure:
                 raise RunFailed(str(failure)) from failure
+            except (MemoryError, jax.errors.JaxRuntimeError) as failure:
+                if isinstance(failure, MemoryError) or "RESOURCE_EXHAUSTED" in str(failure):
+                    words = str(failure).splitlines()[0] if str(failure) else "no words on how much"
+                    raise RunFailed(f"out of memory: {words}") from failure
+                raise
             finally:
                 store.remove()
         result["wall_s"] = round(time.monotonic() - start, 3)
@@ -157,6 +173,7 @@ class _Run:
             learner = self._learner(broker, checkpointer, writer, progress, evaluate)
             state, after = learner.run(state)
             self._save(checkpointer, broker, state)
+            checkpointer.wait()
             return {
                 "objective": config.objective.name,
                 "parameters_sha256": parameters_sha256(state.params),

@@ -5,7 +5,6 @@ import hashlib
 import json
 import pathlib
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -17,6 +16,7 @@ import numpy as np
 from asympo_jax import learning
 from asympo_jax.experiment import Parts
 from asympo_jax.models import init_params
+from asympo_jax.progress import say
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.snapshots import SnapshotRefused, read_params, write_params
 from asympo_jax.settings import ExperimentConfig
@@ -44,9 +44,9 @@ def warmed_up_params(
         try:
             params, _ = read_params(path)
         except SnapshotRefused as refused:
-            _say(f"the kept warm-up is made again: {refused}")
+            say(f"the kept warm-up is made again: {refused}")
         else:
-            _say(f"warm-up: {path} is kept from before, nothing that it depends on has changed")
+            say(f"warm-up: {path} is kept from before, nothing that it depends on has changed")
             return params
     params = _warm_up(config, parts, check)
     directory.mkdir(parents=True, exist_ok=True)
@@ -67,17 +67,11 @@ def _warm_up(config: ExperimentConfig, parts: Parts, check: Callable[[], None]) 
         check()
         state, loss = step(state, tokens_BT, scored_BT)
         if number % max(1, warmup.num_steps // 8) == 0:
-            _say(
+            say(
                 f"warm-up {number:4d}/{warmup.num_steps} · loss {float(loss):.3f} nats per token"
                 f" · {time.monotonic() - start:.0f} s"
             )
     return state.params
-
-
-def _say(line: str) -> None:
-    """One line for the person who waits."""
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
 
 
 def warmup_key(config: ExperimentConfig, parts: Parts) -> str:

@@ -25,6 +25,15 @@ _FREE = (
     "warmup.dir",
 )
 
+# What `result.json` must have.
+_RESULT = {
+    "updates": int,
+    "eval/accuracy": float,
+    "eval/accuracy_greedy": float,
+    "parameters_sha256": str,
+    "wall_s": float,
+}
+
 
 def prepare(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] | None:
     """Writes the config into the locked directory; returns the result of a complete run.
@@ -45,17 +54,25 @@ def result(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] | 
     Raises:
         ValueError: the directory holds a run of another config.
     """
-    if (workdir / "metrics.jsonl").exists():  # something was trained, or is about to be
+    checkpoints = workdir / "checkpoints"
+    if checkpoints.exists() and not checkpoints.is_dir():
+        raise ValueError(f"workdir={workdir}: its checkpoints is not a directory, use another")
+    # Something was trained, or is about to be.
+    begun = (workdir / "metrics.jsonl").exists() or list(checkpoints.glob("[0-9]*"))
+    if begun:
         if not (workdir / "config.json").exists():
-            raise ValueError(
-                f"workdir={workdir}: has metrics.jsonl but no config.json, use another"
-            )
+            raise ValueError(f"workdir={workdir}: has a run but no config.json, use another")
         _require_same(workdir, read_json(workdir / "config.json"), config.source)
     elif not (workdir / "config.json").exists():
         _require_empty(workdir)
     path = workdir / "result.json"
-    found = read_json(path) if path.exists() else {}
-    updates, wanted = found.get("updates", 0), config.pacing.num_updates
+    if not path.exists():
+        return None
+    found, wanted = read_json(path), config.pacing.num_updates
+    missing = [name for name in _RESULT if not isinstance(found.get(name), _RESULT[name])]
+    if missing:
+        raise ValueError(f"{path}: has no usable {missing[0]!r}; remove it and the run goes on")
+    updates = found["updates"]
     if updates > wanted:
         raise ValueError(
             f"num_updates={wanted}: workdir={workdir} holds a run of {updates} updates; it can be "
@@ -93,7 +110,10 @@ def lock(workdir: pathlib.Path) -> IO[str]:
     Raises:
         ValueError: another run has it.
     """
-    file = (workdir / ".lock").open("a+")
+    try:
+        file = (workdir / ".lock").open("a+")
+    except OSError as error:
+        raise ValueError(f"workdir={workdir}: its .lock cannot be opened ({error})") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

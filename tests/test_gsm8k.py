@@ -303,5 +303,5 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=rf"(?s){package}.*pip install 'asympo_jax\[data\]'"):
+    with pytest.raises(ValueError, match=rf"(?s){package}.*pip install -e '.\[data\]'"):
         make_task("gsm8k", data_dir=str(data_dir))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -139,7 +140,7 @@ def _line(text: str) -> dict[str, float] | None:
     """Metrics of a line, null as NaN; None if it is malformed."""
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(data, dict) or not isinstance(data.get("update"), int):
         return None
@@ -147,6 +148,6 @@ def _line(text: str) -> dict[str, float] | None:
     if not all(value is None or isinstance(value, int | float) for value in data.values()):
         return None
     return {
-        name: value if value is not None and math.isfinite(value) else math.nan
+        name: float(value) if value is not None and abs(value) <= sys.float_info.max else math.nan
         for name, value in data.items()
     }

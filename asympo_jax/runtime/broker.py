@@ -268,12 +268,13 @@ class Broker:
     def _rest_in_time(self, chosen: set[int], update: int) -> bool:
         """Whether every other live ticket can still be trained by the update at which it is due."""
         pacing = self._pacing
-        due = [0] * (pacing.lag + 1)
-        for ticket, live in self._ledger.live.items():
-            if ticket not in chosen and live.version is not None:
-                due[live.version + pacing.lag - update] += 1
+        due = collections.Counter(
+            live.version + pacing.lag - update
+            for ticket, live in self._ledger.live.items()
+            if ticket not in chosen and live.version is not None
+        )
         total = 0
-        for updates_left, count in enumerate(due):
+        for updates_left, count in sorted(due.items()):
             total += count
             if total > updates_left * pacing.prompts_per_update:
                 return False

@@ -20,7 +20,7 @@ from asympo_jax.runtime.snapshots import SnapshotStore
 
 
 class CheckpointRefused(ValueError):
-    """A checkpoint that cannot be read."""
+    """A checkpoint that cannot be read or written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,19 +61,23 @@ class Checkpointer:
         """Saves after an update; returns when the arrays are copied, the files follow.
 
         Nothing is saved twice: a run that was stopped after its last checkpoint has it already.
+
+        Raises:
+            CheckpointRefused: it cannot be written.
         """
         if self.latest() == int(state.update):
             return
         snapshots = {str(version): store.read(version) for version in store.versions()}
         update = int(state.update)
-        self._manager.save(
-            update,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_as_tree(state)),
-                snapshots=ocp.args.StandardSave(snapshots),
-                run=ocp.args.JsonSave({"ledger": ledger, "run_id": run_id, "update": update}),
-            ),
-        )
+        with self._refusing(update, "written"):
+            self._manager.save(
+                update,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_as_tree(state)),
+                    snapshots=ocp.args.StandardSave(snapshots),
+                    run=ocp.args.JsonSave({"ledger": ledger, "run_id": run_id, "update": update}),
+                ),
+            )
 
     def latest(self) -> int | None:
         """Update of the newest complete checkpoint, None if there is none."""
@@ -84,7 +88,7 @@ class Checkpointer:
         update = self._manager.latest_step()
         if update is None:
             return None
-        with self._refusing(update):
+        with self._refusing(update, "read"):
             arguments = ocp.args.Composite(run=ocp.args.JsonRestore())
             found = self._manager.restore(update, args=arguments)
             return Ledger.from_json(found["run"]["ledger"])
@@ -98,7 +102,7 @@ class Checkpointer:
         update = self._manager.latest_step()
         assert update is not None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_tree(like))
-        with self._refusing(update):
+        with self._refusing(update, "read"):
             found = self._manager.restore(
                 update,
                 args=ocp.args.Composite(
@@ -115,22 +119,36 @@ class Checkpointer:
                 snapshots={int(version): tree for version, tree in found["snapshots"].items()},
             )
 
+    def wait(self) -> None:
+        """Waits for what is being written.
+
+        Raises:
+            CheckpointRefused: it cannot be written.
+        """
+        with self._refusing(self._manager.latest_step(), "written"):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Ends the threads of Orbax; what is being written is finished, or lost if it cannot be."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception:  # told by `wait`, or the run has another cause to end
+            pass
+        finally:
+            self._manager.close()
+
     @contextlib.contextmanager
-    def _refusing(self, update: int) -> Iterator[None]:
-        """Within it whatever breaks is a damaged checkpoint."""
+    def _refusing(self, update: int | None, what: str) -> Iterator[None]:
+        """Within it whatever breaks is a checkpoint that cannot be read or written."""
         try:
             yield
         except Exception as error:  # Orbax and its libraries raise errors of many kinds
             words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            advice = "; without it the run goes on from the one before" if what == "read" else ""
             raise CheckpointRefused(
-                f"{self._manager.directory / str(update)}: this checkpoint cannot be read "
-                f"({words}); without it the run goes on from the one before"
+                f"{self._manager.directory / str(update)}: this checkpoint cannot be {what} "
+                f"({words}){advice}"
             ) from error
-
-    def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:

@@ -17,6 +17,10 @@ from asympo_jax.tokenizers import Tokenizer
 from asympo_jax.types import Group, StopReason
 
 
+class MetricsRefused(ValueError):
+    """A file of metrics that cannot be read."""
+
+
 class MetricsWriter:
     """Appends to `metrics.jsonl` in a run's directory.
 
@@ -76,10 +80,10 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; a last line cut short by a crash is left out.
 
     Raises:
-        ValueError: another line is no JSON object with an `update`.
+        MetricsRefused: another line is no JSON object with an `update`.
     """
     lines = []
-    texts = path.read_text().splitlines()
+    texts = path.read_text(errors="replace").splitlines()
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
@@ -87,7 +91,9 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError) as error:
             if number == len(texts):
                 break
-            raise ValueError(f"{path} line {number}: is no metrics line ({error!r:.80})") from error
+            raise MetricsRefused(
+                f"{path} line {number}: is no metrics line ({error!r:.80})"
+            ) from error
         lines.append(line)
     return lines
 

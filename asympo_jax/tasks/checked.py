@@ -1,12 +1,13 @@
 """A task's own code, called with care: what it raises or returns is checked before use."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 
 from asympo_jax.tasks.base import Task
 from asympo_jax.types import Prompt
+
+_LARGEST_REWARD = 1e30  # sums of squares of groups of them stay in the range of float32's exponent
 
 
 class RewardError(Exception):
@@ -21,12 +22,13 @@ def reward_of(reward: Callable[[Prompt, str], float], prompt: Prompt, text: str)
     """
     try:
         value = reward(prompt, text)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(f"{_call(reward, prompt, text)} raised {_words(error)}") from error
     is_number = isinstance(value, int | float | np.floating | np.integer)
-    if not is_number or not math.isfinite(value):
+    if not is_number or not abs(value) <= _LARGEST_REWARD:
         raise RewardError(
-            f"{_call(reward, prompt, text)} returned {value!r:.80}: must be a finite number"
+            f"{_call(reward, prompt, text)} returned {value!r:.80}: must be a number of at most "
+            f"{_LARGEST_REWARD:g} in size, and finite"
         )
     return float(value)
 
@@ -39,7 +41,7 @@ def is_correct(task: Task, prompt: Prompt, text: str) -> bool:
     """
     try:
         return bool(task.correct(prompt, text))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(f"{_call(task.correct, prompt, text)} raised {_words(error)}") from error
 
 
@@ -49,6 +51,6 @@ def _call(function: Callable[[Prompt, str], object], prompt: Prompt, text: str) 
     return f"{name} for prompt {prompt.index}, response {text[:80]!r},"
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
     """An exception as words."""
     return f"{type(error).__name__}: {error}"

@@ -38,7 +38,14 @@ def make_task(name: str, **options: Any) -> Task:
     for option in options:
         if option not in allowed:
             raise ValueError(f"task.{option} is not an option of task {name!r}; it has {allowed}")
-    return found(**options)
+    try:
+        return found(**options)
+    except ValueError:
+        raise  # names the option, as ours do
+    except Exception as error:
+        raise ValueError(
+            f"task.name={name!r}: cannot be made ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _is_complete_task(found: Any) -> bool:
