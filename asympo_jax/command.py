@@ -168,7 +168,8 @@ def _set_own_options(config: Any, options: Mapping[str, str]) -> None:
             value = json.loads(text)
         except ValueError:
             value = text
-        config[section][name] = value
+        with config[section].unlocked():
+            config[section][name] = value
 
 
 def _with_config(arguments: list[str]) -> list[str]:

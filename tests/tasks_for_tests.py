@@ -4,6 +4,9 @@ import os
 import signal
 import sys
 
+import jax.numpy as jnp
+
+from asympo_jax.objectives import Objective
 from asympo_jax.tasks import Task
 from asympo_jax.tasks.arithmetic import Arithmetic
 
@@ -47,3 +50,34 @@ class KillsSampler(Digits):
 
 class WithoutDemonstrations(Digits):
     demonstration = Task.demonstration
+
+
+class Rarely(Digits):
+    """Rewards few responses, so that many groups have nothing to teach."""
+
+    def reward(self, prompt, text):
+        return float(text.startswith("7"))
+
+
+class CannotBeMade(Digits):
+    def __init__(self):
+        raise ZeroDivisionError
+
+
+class ExitsInSampler(Digits):
+    def reward(self, prompt, text):
+        if in_sampler():
+            raise SystemExit(0)
+        return super().reward(prompt, text)
+
+
+def share_of_nines(prompt, text):
+    """A reward of a user's own."""
+    return text.count("9") / max(1, len(text))
+
+
+def scaled_weight(batch, factor=1.0):
+    return jnp.full_like(batch.advantage_B, factor)[:, None]
+
+
+scaled = Objective("scaled", scaled_weight)

@@ -1,16 +1,20 @@
 """What a run writes and shows: metrics lines, the pipeline's shares, progress, rewards."""
 
+import dataclasses
+import io
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
 
-from asympo_jax.progress import Progress
+from asympo_jax.progress import Progress, say
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.leases import SamplingTotals
 from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
 from asympo_jax.runtime.pipeline import PipelineMeter
+from asympo_jax.runtime.rewards import Grader
 from asympo_jax.tasks import RewardError, make_task, reward_of
 from asympo_jax.types import Group, Prompt
 
@@ -113,12 +117,37 @@ def test_progress_prints_a_line_every_few_seconds_only(capsys):
     assert len(capsys.readouterr().err.splitlines()) == 4
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, None, "1", [1.0]])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e39, None, "1", [1.0]])
 def test_a_reward_that_is_no_finite_number_is_an_error_and_not_a_zero(value):
     task = make_task("arithmetic")
     task.reward = lambda prompt, text: value  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(RewardError, match="prompt 4"):
         reward_of(task.reward, Prompt(4, "1+1=", "2"), "#2")
+
+
+def test_a_reward_that_ends_the_process_is_an_error_too():
+    def reward(prompt, text):
+        raise SystemExit(0)
+
+    with pytest.raises(RewardError, match=r"prompt 4.*SystemExit"):
+        reward_of(reward, Prompt(4, "1+1=", "2"), "#2")
+
+
+def test_a_penalty_rises_over_the_last_tokens_before_the_longest_response():
+    grader = Grader(lambda prompt, text: 1.0, 20, overlong_buffer=4, overlong_penalty=0.5)
+    lengths = np.array([1, 16, 17, 18, 20])
+    rewards = grader.grade(Prompt(0, "1+1=", "2"), ["#2"] * 5, lengths)
+    np.testing.assert_allclose(rewards, [1.0, 1.0, 0.875, 0.75, 0.5])
+    plain = dataclasses.replace(grader, overlong_buffer=0)
+    assert (plain.grade(Prompt(0, "1+1=", "2"), ["#2"] * 5, lengths) == 1.0).all()
+
+
+def test_progress_goes_on_without_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    say("nobody hears this")
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    sys.stderr.close()
+    say("nor this")
 
 
 @pytest.mark.parametrize(

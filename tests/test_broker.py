@@ -24,13 +24,16 @@ from asympo_jax.types import Group
 PATIENCE_S = 60.0
 
 
-def pacing(order: Order = "ticket", lag=2, num_updates=6, per_update=4, per_lease=2) -> Pacing:
+def pacing(
+    order: Order = "ticket", lag=2, num_updates=6, per_update=4, per_lease=2, refresh=1
+) -> Pacing:
     return Pacing(
         order=order,
         lag=lag,
         num_updates=num_updates,
         prompts_per_update=per_update,
         prompts_per_lease=per_lease,
+        refresh_every_updates=refresh,
     )
 
 
@@ -62,9 +65,12 @@ class Simulation:
         self.version = 0
         self.lags: list[int] = []
         self.trained: list[int] = []
+        self.filtered: list[int] = []
+        self.filtered_per_update = 0
         self.lost = 0
 
-    def run(self, loss_share: float = 0.0) -> None:
+    def run(self, loss_share: float = 0.0, filtered_per_update: int = 0) -> None:
+        self.filtered_per_update = filtered_per_update
         while self.version < self.pace.num_updates:
             self.move(loss_share)
         self.broker.close()
@@ -101,9 +107,13 @@ class Simulation:
         batch = self.broker.next_batch(PATIENCE_S)
         assert len(batch) == self.pace.prompts_per_update
         self.lags += [self.version - g.version for g in batch]
-        self.trained += [g.ticket for g in batch]
+        tickets = [g.ticket for g in batch]
+        self.random.shuffle(tickets)
+        self.filtered += tickets[: self.filtered_per_update]
+        trained = sorted(tickets[self.filtered_per_update :])
+        self.trained += trained
         self.version += 1
-        self.broker.complete(self.version, {g.ticket for g in batch})
+        self.broker.complete(self.version, trained)
 
 
 CASES = dict(
@@ -116,19 +126,21 @@ CASES = dict(
 )
 
 
-@given(**CASES, loss_share=st.sampled_from([0.0, 0.3]))
-def test_every_group_is_trained_once_within_the_lag_and_the_queue_within_its_bound(
-    order, lag, per_lease, num_samplers, extra_room, seed, loss_share
+@given(**CASES, loss_share=st.sampled_from([0.0, 0.3]), num_filtered=st.integers(0, 3))
+def test_every_group_is_used_once_within_the_lag_and_the_queue_within_its_bound(
+    order, lag, per_lease, num_samplers, extra_room, seed, loss_share, num_filtered
 ):
     pace = pacing(order, lag, per_lease=per_lease)
     capacity = max(1, lag) * pace.prompts_per_update + extra_room
     simulation = Simulation(pace, capacity, num_samplers, seed)
-    simulation.run(loss_share)
-    assert sorted(simulation.trained) == list(range(pace.num_tickets))
+    simulation.run(loss_share, num_filtered)
+    assert sorted(simulation.trained + simulation.filtered) == list(range(pace.num_tickets))
     assert max(simulation.lags) <= lag
     metrics = simulation.broker.metrics()
-    assert metrics["tickets/trained"] == metrics["tickets/issued"] == pace.num_tickets
-    assert metrics["tickets/failed"] == metrics["tickets/filtered"] == 0
+    assert metrics["tickets/issued"] == pace.num_tickets
+    assert metrics["tickets/filtered"] == len(simulation.filtered) == num_filtered * 6
+    assert metrics["tickets/trained"] == len(simulation.trained)
+    assert metrics["tickets/failed"] == 0
     assert metrics["tickets/reissued"] == simulation.lost * per_lease
 
 
@@ -143,6 +155,24 @@ def test_ticket_order_trains_each_slot_with_exactly_the_lag_of_the_config(
     assert simulation.trained == list(range(pace.num_tickets))
     wanted = [min(lag, update) for update in range(pace.num_updates)]
     assert simulation.lags == [x for x in wanted for _ in range(pace.prompts_per_update)]
+
+
+@given(
+    lag=st.integers(0, 4),
+    refresh=st.integers(1, 5),
+    num_samplers=st.integers(1, 4),
+    seed=st.integers(0, 2**16),
+)
+def test_samplers_refreshed_every_few_updates_are_late_by_exactly_the_updates_since(
+    lag, refresh, num_samplers, seed
+):
+    pace = pacing("ticket", lag, num_updates=9, refresh=refresh)
+    simulation = Simulation(pace, max(1, lag) * pace.prompts_per_update, num_samplers, seed)
+    simulation.run()
+    versions = [max(0, update - lag) // refresh * refresh for update in range(9)]
+    wanted = [update - version for update, version in enumerate(versions)]
+    assert simulation.lags == [x for x in wanted for _ in range(pace.prompts_per_update)]
+    assert max(simulation.lags) <= pace.max_lag == lag + refresh - 1
 
 
 def test_a_batch_in_completion_order_waits_for_the_straggler_that_is_due():

@@ -148,6 +148,19 @@ COMMANDS = [
     (["--config.task.colour=blue"], "colour"),
     (["--config.task.name=gsm8k"], "task.data_dir"),
     (["left over"], "left over"),
+    (["--config.objetive.name=x"], "no field 'objetive' (did you mean 'objective'?)"),
+    (["--lag=4"], "--config.lag"),
+    (["--config.objective={}"], "objective.aggregation: is missing"),
+    (["--config.task.name=..:x"], "task.name='..:x': cannot be imported"),
+    (["--config.task.name=asympo_jax.tasks:Task"], "with all of its methods"),
+    (["--config.task.name=tasks_for_tests:CannotBeMade"], "ZeroDivisionError"),
+    (["--config.objective.name=tasks_for_tests:scaled", "--config.objective.x=1"], "objective.x"),
+    (["--config.reward.function=tasks_for_tests:nothing"], "reward.function="),
+    (["--config.sampler.count=1000000"], "sampler.count=1000000: must be at most 1024"),
+    (["--config.reward.overlong_buffer=25"], "sampler.max_response_tokens=24"),
+    (["--config.candidates_per_update=31"], "candidates_per_update=31"),
+    (["--config.refresh_every_updates=2", "--config.order=completion"], "order='completion'"),
+    (["--workdir="], "--workdir is empty"),
 ]
 
 
@@ -160,6 +173,20 @@ def test_the_command_ends_with_one_sentence_and_code_2(tmp_path, flags, word):
     assert len(stderr.strip().splitlines()) == 1, stderr
     assert stderr.startswith("error: ") and word in stderr
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_help_is_no_failure(tmp_path):
+    for module in ("train", "evaluate", "sweep"):
+        command = [sys.executable, "-m", f"asympo_jax.{module}", "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and "--workdir" in done.stdout
+
+
+def test_a_workdir_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    code, stderr = train(tmp_path)
+    assert code == 2 and "holds 'notes.txt' and no config.json" in stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] != "."] == ["notes.txt"]
 
 
 def test_a_workdir_that_cannot_be_used_is_refused(tmp_path):

@@ -200,6 +200,7 @@ def test_a_warm_up_is_kept_for_the_next_run_and_made_again_when_it_would_differ(
         ("RaisesInSampler", ["sampler 0", "prompt", "RuntimeError", "the grader fell over"]),
         ("RaisesInEvaluation", ["prompt 0", "RuntimeError", "the grader fell over"]),
         ("NanInSampler", ["sampler 0", "nan", "finite"]),
+        ("ExitsInSampler", ["sampler 0", "SystemExit"]),
         ("KillsSampler", ["sampler 0", "signal 9"]),
     ],
 )
@@ -213,6 +214,94 @@ def test_the_first_failure_ends_the_run_with_its_cause_and_nothing_is_left(
     assert not (run.workdir / "result.json").exists()
     assert not list(runner.snapshots.iterdir())
     assert not processes_about(tmp_path)
+
+
+def test_an_objective_and_a_reward_of_a_users_own_are_found_by_import_path(runner, tmp_path):
+    fields = {
+        "objective__name": "tasks_for_tests:scaled",
+        "reward__function": "tasks_for_tests:share_of_nines",
+        "runtime__name": "sync",
+    }
+    one = runner.train(tmp_path / "one", **fields)
+    three = runner.train(tmp_path / "three", objective__factor=3.0, **fields)
+    assert one.metrics[-1]["weight/mean"] == 1 and three.metrics[-1]["weight/mean"] == 3
+    assert 0 < one.metrics[1]["reward/mean"] < 0.3
+    assert one.sha != three.sha
+
+
+def test_dynamic_sampling_filters_what_it_does_not_train_and_goes_on_after_a_stop(runner, tmp_path):
+    fields = {
+        "candidates_per_update": 6,
+        "task__name": "tasks_for_tests:Rarely",
+        "objective__name": "decoupled_ppo",
+        "log__gradients_every_updates": 2,
+    }
+    runner.train(tmp_path / "run", num_updates=3, **fields)
+    run = runner.train(tmp_path / "run", **fields)
+    last = run.metrics[-1]
+    assert (last["tickets/trained"], last["tickets/filtered"]) == (24, 12)
+    assert last["tickets/issued"] == 36
+    assert [line["update"] for line in run.metrics if "grad/cosine" in line] == [2, 4, 6]
+    whole = runner.train(tmp_path / "whole", **fields)
+    assert run.sha == whole.sha
+    plain = runner.train(tmp_path / "plain", **{**fields, "candidates_per_update": 4})
+    shares = [
+        sum(line["group/degenerate_share"] for line in found.metrics[1:])
+        for found in (whole, plain)
+    ]
+    assert shares[0] < shares[1]
+
+
+def test_samplers_refreshed_periodically_have_the_lag_that_the_histogram_says(runner, tmp_path):
+    run = runner.train(tmp_path / "run", lag=0, refresh_every_updates=3)
+    lags = [line["lag/histogram"] for line in run.metrics[1:]]
+    assert lags == [{str(update % 3): 4} for update in range(6)]
+
+
+def test_parameters_that_are_not_finite_are_never_published_and_end_the_run(runner, tmp_path):
+    run = runner.train(tmp_path / "run", optimizer__learning_rate=1e300, num_updates=1)
+    assert run.code == 1
+    assert "update 0: " in run.error and "params/norm" in run.error
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_run_can_be_made_longer_and_not_shorter(one_sampler, runner):
+    shorter = runner.train(one_sampler.workdir, num_updates=3)
+    assert shorter.code == 2
+    assert "num_updates=3" in shorter.error and "6 updates" in shorter.error
+
+
+def test_the_checkpoint_of_another_config_is_never_carried_on(runner, tmp_path):
+    runner.train(tmp_path / "run", num_updates=1)
+    for name in ("metrics.jsonl", "result.json"):
+        (tmp_path / "run" / name).unlink()
+    other = runner.train(tmp_path / "run", objective__name="spo", num_updates=2)
+    assert other.code == 2
+    assert "objective.name='spo'" in other.error
+
+
+def test_a_damaged_checkpoint_is_named_in_one_sentence(runner, tmp_path):
+    runner.train(tmp_path / "run", num_updates=1)
+    (tmp_path / "run" / "checkpoints" / "1" / "run" / "metadata").write_text("garbage")
+    run = runner.train(tmp_path / "run", num_updates=2)
+    assert run.code == 1
+    assert "checkpoints/1: this checkpoint cannot be read" in run.error
+    command = [sys.executable, "-m", "asympo_jax.evaluate", f"--workdir={tmp_path / 'run'}"]
+    done = runner.finish(tmp_path / "run", command)
+    assert done.code == 2 or "cannot be read" in done.error
+
+
+def test_a_closed_terminal_does_not_end_a_run(runner, tmp_path):
+    command = runner.command(tmp_path / "run", num_updates=2, runtime__name="sync")
+    done = runner.finish(tmp_path / "run", ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *command])
+    assert done.code == 0
+    assert done.result["updates"] == 2
+
+
+def test_samplers_on_a_platform_that_is_not_there_say_so(runner, tmp_path):
+    run = runner.train(tmp_path / "run", sampler__platform="tpu")
+    assert run.code == 1
+    assert "sampler.platform='tpu': jax finds no such device here" in run.error
 
 
 def test_a_platform_that_is_not_there_is_told_in_a_sentence_and_the_workdir_stays_free(

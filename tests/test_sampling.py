@@ -100,6 +100,11 @@ def test_the_token_that_crosses_top_p_is_kept():
     assert len(set(draw_many(LOGITS, top_p=0.6)[0])) == 2
 
 
+def test_a_top_p_too_small_for_float32_keeps_the_most_probable_token():
+    tokens, _ = draw_many(np.log(np.array([0.05, 0.15, 0.3, 0.5])), top_p=1e-320)
+    assert (tokens == 3).all()
+
+
 def test_temperature_zero_takes_the_most_probable_token():
     token_B, logp_B = draw_many(LOGITS, temperature=0.0)
     assert (token_B == 2).all()
