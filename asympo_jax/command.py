@@ -103,7 +103,8 @@ def _parse(arguments: list[str]) -> list[str]:
     try:
         if has_config:
             arguments, own_options = _own_options(_with_config(arguments))
-        rest = flags.FLAGS(arguments)
+        with _as_argv(arguments):
+            rest = flags.FLAGS(arguments)
         if has_config:
             flags.FLAGS.config.to_dict()  # a file that cannot be loaded fails here
             _set_own_options(flags.FLAGS.config, own_options)
@@ -120,6 +121,16 @@ def _parse(arguments: list[str]) -> list[str]:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # libraries tell every step of theirs at INFO
     return rest
+
+
+@contextlib.contextmanager
+def _as_argv(arguments: list[str]) -> Iterator[None]:
+    """Within it `sys.argv` is these arguments: ml_collections looks for fields there."""
+    before, sys.argv = sys.argv, arguments
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def _unknown_field(message: str) -> str:
