@@ -1,0 +1,143 @@
+"""Sweeps: what runs, what is not repeated, what is kept, what is refused."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+from runs import TIMEOUT_S, Finished, Runner
+
+TESTS = pathlib.Path(__file__).parent
+NAMES = [f"lag={lag},objective.name={name},seed=3" for lag in (0, 1) for name in ("asympo", "spo")]
+
+
+@pytest.fixture(scope="module")
+def sweeper(tmp_path_factory) -> Runner:
+    root = tmp_path_factory.mktemp("sweeps")
+    return Runner(root / "cache", root)
+
+
+@pytest.fixture(scope="module")
+def swept(sweeper, tmp_path_factory) -> Finished:
+    return sweep(sweeper, tmp_path_factory.mktemp("swept"))
+
+
+def command(workdir: pathlib.Path, *flags: str) -> list[str]:
+    config = f"--config={TESTS / 'tiny_sweep.py'}"
+    return [sys.executable, "-m", "asympo_jax.sweep", config, f"--workdir={workdir}", *flags]
+
+
+def sweep(sweeper: Runner, workdir: pathlib.Path, *flags: str) -> Finished:
+    return sweeper.finish(workdir, command(workdir, *flags))
+
+
+def results(workdir: pathlib.Path, name: str) -> dict:
+    return json.loads((workdir / "results" / f"{name}.json").read_text())
+
+
+def shas(workdir: pathlib.Path) -> dict[str, str]:
+    found = {
+        path.parent.name: json.loads(path.read_text()) for path in workdir.glob("*/result.json")
+    }
+    return {name: result["parameters_sha256"] for name, result in found.items()}
+
+
+def test_every_combination_is_run_and_its_compact_result_kept(swept):
+    assert swept.code == 0, swept.stderr
+    assert sorted(shas(swept.workdir)) == NAMES
+    assert len(set(shas(swept.workdir).values())) == 4
+    runs = results(swept.workdir, "spo")["runs"]
+    assert [run["values"] for run in runs] == [
+        {"lag": lag, "objective.name": "spo", "seed": 3} for lag in (0, 1)
+    ]
+    for run in runs:
+        directory = f"lag={run['values']['lag']},objective.name=spo,seed=3"
+        assert run["parameters_sha256"] == shas(swept.workdir)[directory]
+        assert run["update"] == [0, 2] and len(run["eval/accuracy"]) == 2
+        assert run["reward/mean"][0] is None and run["reward/mean"][1] > 0
+        assert run["failure"] is None
+    about = results(swept.workdir, "laboratory")
+    assert about["axes"]["objective"]["name"] == ["asympo", "spo"]
+    assert "jax" in about["versions"] and about["machine"]["cores"] >= 1
+
+
+def test_settings_are_of_their_objective_alone(swept):
+    rates = {
+        name: {run["learning_rate"] for run in results(swept.workdir, name)["runs"]}
+        for name in ("asympo", "spo")
+    }
+    assert rates == {"asympo": {3e-4}, "spo": {1e-3}}
+
+
+def test_a_run_of_a_sweep_is_the_run_that_train_makes(swept, sweeper, tmp_path):
+    config = swept.workdir / "jobs" / f"{NAMES[0]}.json"
+    flags = [f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    alone = sweeper.finish(tmp_path / "run", [sys.executable, "-m", "asympo_jax.train", *flags])
+    assert alone.sha == shas(swept.workdir)[NAMES[0]]
+
+
+def test_a_sweep_that_is_done_repeats_nothing(swept, sweeper):
+    files = list(swept.workdir.glob("*/metrics.jsonl"))
+    before = [path.stat().st_mtime_ns for path in files]
+    again = sweep(sweeper, swept.workdir)
+    assert again.code == 0 and "4 runs: 4 done before, 0 to do" in again.stderr
+    assert [path.stat().st_mtime_ns for path in files] == before
+
+
+def test_an_interrupted_sweep_goes_on_with_what_is_missing(swept, sweeper, tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path, "--processes=1"),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=sweeper.environment,
+    )
+    assert process.stderr is not None
+    lines = []
+    while not any(line.startswith("[1/4]") for line in lines):
+        lines.append(process.stderr.readline())
+        assert lines[-1], lines
+    process.send_signal(signal.SIGINT)
+    assert process.wait(TIMEOUT_S) == 130
+    done = shas(tmp_path)
+    assert 1 <= len(done) < 4
+    assert len(results(tmp_path, "asympo")["runs"]) >= 1
+    again = sweep(sweeper, tmp_path)
+    assert again.code == 0
+    assert f"4 runs: {len(done)} done before, {4 - len(done)} to do" in again.stderr
+    assert shas(tmp_path) == shas(swept.workdir)
+
+
+def test_a_run_that_fails_is_kept_with_its_cause_and_the_others_go_on(sweeper, tmp_path):
+    flags = ["--config.axes.lag=0", "--config.axes.objective.name=('asympo',)"]
+    flags += ["--config.axes.seed=(3, 4)", "--config.base.num_updates=1"]
+    flags += ["--config.base.optimizer.learning_rate=1e300"]
+    broken = sweep(sweeper, tmp_path, *flags)
+    assert broken.code == 1
+    assert "2 of 2 runs failed" in broken.error
+    failures = [run["failure"] for run in results(tmp_path, "asympo")["runs"]]
+    assert len(failures) == 2 and all("must be finite" in failure for failure in failures)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.axes.lag=(0, -1)"], ["run lag=-1", "lag=-1: must not be negative"]),
+        (["--config.axes.seed=()"], ["at least one value"]),
+        (["--config.base.lga=3"], ["no field 'base.lga'"]),
+        (["--processes=0"], ["processes"]),
+    ],
+)
+def test_wrong_sweeps_are_refused_before_any_run(sweeper, tmp_path, flags, words):
+    refused = sweep(sweeper, tmp_path / "new", *flags)
+    assert refused.code == 2
+    assert refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
+    assert all(word in refused.stderr for word in words), refused.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_config_of_a_single_run_is_no_sweep(sweeper, tmp_path):
+    arguments = [f"--config={TESTS.parent / 'configs' / 'arithmetic.py'}", f"--workdir={tmp_path}"]
+    refused = sweeper.finish(tmp_path, [sys.executable, "-m", "asympo_jax.sweep", *arguments])
+    assert refused.code == 2 and "base, axes, settings" in refused.error
