@@ -117,6 +117,8 @@ def _spread(wanted: Sequence[float], gap: float) -> list[float]:
 
 def _inches(panel: "Axes") -> tuple[float, float]:
     """Width and height of a panel."""
-    place = panel.get_window_extent()
-    dpi = panel.get_figure(root=True).dpi
-    return place.width / dpi, place.height / dpi
+    figure = panel.get_figure(root=True)
+    assert figure is not None
+    across, up = figure.get_size_inches()
+    place = panel.get_position()
+    return place.width * across, place.height * up
