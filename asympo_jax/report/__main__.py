@@ -1,8 +1,10 @@
 """Compares runs, finished or not: `python -m asympo_jax.report DIR… [--out=DIR]`.
 
 Prints a row a run and writes `curves.png` and `report.json`, for one run into its own `report/`,
-for several into the `report/` of the folder that holds them all. It only reads files, so it needs
-no device and disturbs no run at work. Exit codes: 0 done · 2 wrong input.
+for several into the `report/` of the folder that holds them all. Of a sweep, DIR is its workdir or
+the results in it; the table then averages over seeds and is written as `table.md`, too, into the
+`report/` of the results. It only reads files, so it needs no device and disturbs no run at work.
+Exit codes: 0 done · 2 wrong input.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from asympo_jax.report import figures
+from asympo_jax.report import figures, grid, study, study_figures, study_table
 from asympo_jax.report.records import Run, load_run
 from asympo_jax.report.table import FOOTNOTE, Row, format_table, make_row
 
@@ -25,26 +27,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Compares runs: a table, and curves.png and report.json on disk.",
     )
     parser.add_argument(
-        "directories", metavar="DIR", nargs="+", help="directory of a run, or of several"
+        "directories",
+        metavar="DIR",
+        nargs="+",
+        help="directory of a run, of several, or of a sweep",
     )
     parser.add_argument(
         "--out", metavar="DIR", help="where to write; default: report/ in or beside the runs"
     )
     parsed = parser.parse_args(arguments)
     given = [pathlib.Path(path) for path in parsed.directories]
-    directories = list(dict.fromkeys(run for path in given for run in _runs_in(path)))
-    names, home = _names(directories)
-    out = pathlib.Path(parsed.out) if parsed.out else home / "report"
     try:
-        runs = [load_run(*pair) for pair in zip(directories, names, strict=True)]
-        rows = [make_row(run) for run in runs]
-        _write(rows, runs, out)
+        found = [path for path in map(study.find, given) if path is not None]
+        if found:
+            return _report_study(given, found[0], parsed.out)
+        return _report_runs(given, parsed.out)
     except ValueError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
+
+
+def _report_runs(given: Sequence[pathlib.Path], out_given: str | None) -> int:
+    """The report of single runs."""
+    directories = list(dict.fromkeys(run for path in given for run in _runs_in(path)))
+    names, home = _names(directories)
+    out = pathlib.Path(out_given) if out_given else home / "report"
+    runs = [load_run(*pair) for pair in zip(directories, names, strict=True)]
+    rows = [make_row(run) for run in runs]
+    _write(rows, runs, out)
     sys.stdout.write(
         f"{format_table(rows)}\n{FOOTNOTE}written: {out / 'curves.png'} and report.json beside it\n"
     )
+    return 0
+
+
+def _report_study(
+    given: Sequence[pathlib.Path], directory: pathlib.Path, out_given: str | None
+) -> int:
+    """The report of a sweep."""
+    if len(given) > 1:
+        raise ValueError(f"{directory}: is a sweep, and a sweep is reported alone")
+    out = pathlib.Path(out_given) if out_given else directory / "report"
+    loaded = study.load_study(directory)
+    table = grid.make_grid(loaded, grid.table_field(loaded))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "table.md").write_text(study_table.format_markdown(table))
+        data = json.dumps(study_table.as_data(table), indent=2)
+        (out / "report.json").write_text(data + "\n")
+        drawn = study_figures.draw(grid.make_grid(loaded, grid.picture_field(loaded)), out)
+    except OSError as error:
+        raise ValueError(f"{out}: cannot be written ({error.strerror})") from error
+    files = ", ".join(["table.md", "report.json", *drawn])
+    sys.stdout.write(f"{study_table.format_text(table)}\nwritten into {out}: {files}\n")
     return 0
 
 

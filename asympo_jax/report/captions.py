@@ -1,39 +1,81 @@
 """What runs are called and how they are coloured, the same in every picture."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from asympo_jax.report.records import Run
 
 # The Okabe-Ito colours, which the colour-blind can tell apart, but for its pale yellow.
 _BLUE, _VERMILLION, _GREEN, _ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 _PURPLE, _SKY, _GREY = "#CC79A7", "#56B4E9", "#7F7F7F"
-# Related objectives share one.
+# Related objectives, which share panels; there each has a colour of its own.
+FAMILIES = {
+    "Current policy only": {
+        "reinforce": _VERMILLION,
+        "gpg": _PURPLE,
+        "spo": _GREEN,
+        "asympo": _BLUE,
+        "asymre": _ORANGE,
+        "w_reinforce": _SKY,
+    },
+    "Clipped ratios": {
+        "grpo": _ORANGE,
+        "dr_grpo": _GREY,
+        "dapo": _VERMILLION,
+        "gspo": _PURPLE,
+        "aspo": _SKY,
+        "decoupled_ppo": _GREEN,
+    },
+    "Capped or masked ratios": {
+        "tis": _VERMILLION,
+        "cispo": _PURPLE,
+        "topr": _GREEN,
+        "m2po": _SKY,
+    },
+}
+_CURRENT_ONLY = FAMILIES["Current policy only"]
 _COLOUR_OF_OBJECTIVE = {
-    **dict.fromkeys(("asympo",), _BLUE),
-    **dict.fromkeys(("reinforce", "w_reinforce", "asymre"), _VERMILLION),
-    **dict.fromkeys(("spo", "topr"), _GREEN),
-    **dict.fromkeys(("grpo", "dr_grpo", "dapo", "gspo"), _ORANGE),
-    **dict.fromkeys(("gpg", "tis", "cispo"), _PURPLE),
-    **dict.fromkeys(("aspo", "m2po", "decoupled_ppo"), _SKY),
+    name: colour for family in FAMILIES.values() for name, colour in family.items()
 }
 _PALEST = 0.5
 
 
+def needs_behaviour(objective: str) -> bool | None:
+    """Whether it reads behaviour log-probs; None of one not of this package."""
+    return objective not in _CURRENT_ONLY if objective in _COLOUR_OF_OBJECTIVE else None
+
+
+def colour(objective: str) -> str:
+    """The colour of an objective; grey of one not of this package."""
+    return _COLOUR_OF_OBJECTIVE.get(objective, _GREY)
+
+
 def colours(runs: Sequence[Run]) -> list[str]:
     """The colour of each run's objective; runs that share it get paler the smaller their lag."""
-    base = [_COLOUR_OF_OBJECTIVE.get(run.settings["objective.name"], _GREY) for run in runs]
+    names = [run.settings["objective.name"] for run in runs]
+    return shades(names, [(run.settings["lag"], -run.settings["seed"]) for run in runs])
+
+
+def shades(objectives: Sequence[str], ranks: Sequence[Any]) -> list[str]:
+    """The colours of objectives; those that share one get paler the smaller their rank."""
+    base = [colour(name) for name in objectives]
     found = list(base)
-    for colour in set(base):
-        alike = [i for i, its in enumerate(base) if its == colour]
-        alike.sort(key=lambda i: (runs[i].settings["lag"], -runs[i].settings["seed"]))
+    for one in set(base):
+        alike = [i for i, its in enumerate(base) if its == one]
+        alike.sort(key=lambda i: ranks[i])
         for rank, i in enumerate(reversed(alike)):
-            found[i] = _mixed(colour, 255, (1 - _PALEST) * rank / max(1, len(alike) - 1))
+            found[i] = _mixed(one, 255, (1 - _PALEST) * rank / max(1, len(alike) - 1))
     return found
 
 
-def text_colour(colour: str) -> str:
+def faint_colour(line: str) -> str:
+    """A paler one, for a line that is only there for comparison."""
+    return _mixed(line, 255, 0.55)
+
+
+def text_colour(line: str) -> str:
     """A darker shade, for letters in the colour of a line."""
-    return _mixed(colour, 0, 0.25)
+    return _mixed(line, 0, 0.25)
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
@@ -78,7 +120,7 @@ def subtitle(runs: Sequence[Run]) -> str:
     )
 
 
-def _mixed(colour: str, shade: int, share: float) -> str:
+def _mixed(its: str, shade: int, share: float) -> str:
     """`#RRGGBB` mixed with a share of black (0) or white (255)."""
-    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    parts = (int(its[i : i + 2], 16) for i in (1, 3, 5))
     return "#" + "".join(f"{round(part + share * (shade - part)):02X}" for part in parts)

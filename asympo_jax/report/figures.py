@@ -6,20 +6,28 @@ An objective has one colour in every picture, and every line is named where it e
 import dataclasses
 import math
 import pathlib
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from asympo_jax.report import captions
+from asympo_jax.report.panels import (
+    FAINT_INK,
+    INK,
+    End,
+    add_panel,
+    count_updates,
+    make_figure,
+    save,
+    write_ends,
+)
 from asympo_jax.report.records import Run
 
 if TYPE_CHECKING:  # matplotlib is slow to load
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK, _FAINT_INK, _GRID = "#222222", "#666666", "#e4e4e4"
 _WIDTH, _HEIGHT, _DPI = 10.7, 7.4, 150
-_LABEL_POINTS, _MAX_LABEL = 9.0, 32
+_MAX_LABEL = 32
 
 _POSITIVE, _NEGATIVE = "-", (0, (3.5, 1.6))
 
@@ -35,27 +43,13 @@ class _Line:
     faintness: float
 
 
-@dataclasses.dataclass(frozen=True)
-class _End:
-    """Where a line ends, and what is written there."""
-
-    update: int
-    value: float
-    text: str
-    colour: str
-
-
 def draw(runs: Sequence[Run], path: pathlib.Path) -> None:
     """Writes the picture of the runs as a PNG of 1605 × 1110 pixels.
 
     Raises:
         OSError: it cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, _HEIGHT), facecolor="white")
-    FigureCanvasAgg(figure)  # no window, and nothing global
+    figure = make_figure(_WIDTH, _HEIGHT)
     labels = captions.labels(runs)
     window, faintness = _window(runs), 0.3 if len(runs) <= 2 else 0.15
     lines = [
@@ -67,21 +61,16 @@ def draw(runs: Sequence[Run], path: pathlib.Path) -> None:
     for panel, paint in zip(
         panels, (_paint_accuracy, _paint_reward, _paint_nll, _paint_balance), strict=True
     ):
-        panel.set_xlim(0, max(1, *(run.update for run in runs)) * 1.01)
+        count_updates(panel, max(run.update for run in runs))
         paint(panel, lines)
-    place = {"x": 0.065, "color": _INK, "parse_math": False}
+    place = {"x": 0.065, "color": INK, "parse_math": False}
     figure.text(y=0.957, s=captions.title(runs), size=15, weight="bold", **place)
     figure.text(y=0.927, s=captions.subtitle(runs), size=10, **place)
-    with warnings.catch_warnings():
-        # Names may have characters that the font lacks; it draws boxes for them.
-        warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure.savefig(path, dpi=_DPI, format="png")
+    save(figure, path, _DPI)
 
 
 def _panels(figure: "Figure", label_characters: int) -> list["Axes"]:
     """Two by two axes with room for labels at their right."""
-    from matplotlib.ticker import MaxNLocator
-
     label = 0.3 + 0.072 * min(label_characters, _MAX_LABEL)  # inches
     left, gap, bottom, height, rise = 0.7, 0.65, 0.55, 2.35, 3.3
     width = (_WIDTH - left - gap - 2 * label) / 2
@@ -89,15 +78,8 @@ def _panels(figure: "Figure", label_characters: int) -> list["Axes"]:
     for row in (1, 0):
         for column in (0, 1):
             x, y = left + column * (width + label + gap), bottom + row * rise
-            panel = figure.add_axes((x / _WIDTH, y / _HEIGHT, width / _WIDTH, height / _HEIGHT))
-            panel.grid(color=_GRID, linewidth=0.7)
-            panel.set_axisbelow(True)
-            panel.tick_params(colors=_FAINT_INK, labelsize=9, length=0, which="both")
-            panel.spines[["top", "right", "left"]].set_visible(False)
-            panel.spines["bottom"].set_color(_FAINT_INK)
-            panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
-            panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-            panel.set_xlabel("" if row else "learner updates", color=_INK, size=9.5)
+            panel = add_panel(figure, x, y, width, height)
+            panel.set_xlabel("" if row else "learner updates", color=INK, size=9.5)
             panel.yaxis.set_label_coords(-0.5 / width, 0.5)
             panels.append(panel)
     return panels
@@ -105,9 +87,9 @@ def _panels(figure: "Figure", label_characters: int) -> list["Axes"]:
 
 def _describe(panel: "Axes", title: str, note: str, unit: str) -> None:
     """What a panel shows, how to read it, and what its y-axis counts."""
-    panel.set_title(title, loc="left", size=11.5, weight="bold", color=_INK, pad=20)
-    panel.text(0, 1.035, note, transform=panel.transAxes, size=8.8, color=_FAINT_INK)
-    panel.set_ylabel(unit, color=_INK, size=9.5)
+    panel.set_title(title, loc="left", size=11.5, weight="bold", color=INK, pad=20)
+    panel.text(0, 1.035, note, transform=panel.transAxes, size=8.8, color=FAINT_INK)
+    panel.set_ylabel(unit, color=INK, size=9.5)
 
 
 def _paint_accuracy(panel: "Axes", lines: Sequence[_Line]) -> None:
@@ -123,10 +105,10 @@ def _paint_accuracy(panel: "Axes", lines: Sequence[_Line]) -> None:
         panel.fill_between(updates, low, high, color=line.colour, alpha=0.15, linewidth=0)
         panel.plot(updates, shares, color=line.colour, linewidth=1.8, marker="o", markersize=3.2)
         label = f"{_cut(line.label)}: {shares[-1]:.2f}"
-        ends.append(_End(updates[-1], shares[-1], label, line.colour))
+        ends.append(End(updates[-1], shares[-1], label, line.colour))
         highest = max(highest, *high)
     panel.set_ylim(0, min(1.0, highest * 1.08) if 0 < highest <= 1 else None)
-    _write_ends(panel, ends)
+    write_ends(panel, ends)
     numbers = {line.run.num_graded for line in lines}
     graded = f"{numbers.pop()} sampled responses each time; " if len(numbers) == 1 else ""
     note = f"{graded}shade: ± 1 standard error"
@@ -138,7 +120,7 @@ def _paint_reward(panel: "Axes", lines: Sequence[_Line]) -> None:
     ends = [_plot_smooth(panel, line, "reward/mean", _cut(line.label)) for line in lines]
     if panel.dataLim.y0 >= 0 and panel.dataLim.y1 > 0:
         panel.set_ylim(bottom=0)
-    _write_ends(panel, ends)
+    write_ends(panel, ends)
     window = lines[0].window
     note = f"faint: each update; line: mean over {window} updates" if window > 1 else "each update"
     _describe(panel, "Reward of the responses trained on", note, "mean reward")
@@ -160,17 +142,17 @@ def _paint_nll(panel: "Axes", lines: Sequence[_Line]) -> None:
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     panel.yaxis.set_minor_formatter(NullFormatter())
-    _write_ends(panel, ends)
+    write_ends(panel, ends)
     note = "solid: advantage above 0, dashed: below 0; the gap is the scale imbalance"
     _describe(panel, "How unlikely the policy finds these responses", note, "NLL (nats / token)")
 
 
 def _paint_balance(panel: "Axes", lines: Sequence[_Line]) -> None:
     """What positive and negative responses put into the loss, and their sum."""
-    panel.axhline(0, color=_FAINT_INK, linewidth=0.9)
+    panel.axhline(0, color=FAINT_INK, linewidth=0.9)
     if len(lines) == 1:
         (line,) = lines
-        black = dataclasses.replace(line, colour=_INK)
+        black = dataclasses.replace(line, colour=INK)
         ends = [
             _plot_smooth(panel, line, "balance/positive", "positive half"),
             _plot_smooth(panel, line, "balance/negative", "negative half", _NEGATIVE),
@@ -180,7 +162,7 @@ def _paint_balance(panel: "Axes", lines: Sequence[_Line]) -> None:
     else:
         ends = [_plot_smooth(panel, line, "balance/net", _cut(line.label)) for line in lines]
         title = "Net balance of the loss"
-    _write_ends(panel, ends)
+    write_ends(panel, ends)
     note = "mean of weight × advantage × NLL; 0: push and pull cancel"
     _describe(panel, title, note, "loss")
 
@@ -192,7 +174,7 @@ def _plot_smooth(
     label: str,
     dashes: Any = _POSITIVE,
     empty: float = math.nan,
-) -> _End | None:
+) -> End | None:
     """A moving mean over the faint values of each update; values equal to `empty` are left out."""
     updates, raw = line.run.series(metric)
     raw = [math.nan if value == empty else value for value in raw]
@@ -205,7 +187,7 @@ def _plot_smooth(
     panel.plot(updates, smooth, color=line.colour, linestyle=dashes, linewidth=1.7)
     last = known[-1]
     panel.plot(updates[last], smooth[last], "o", color=line.colour, markersize=3.2)
-    return _End(updates[last], smooth[last], label, line.colour)
+    return End(updates[last], smooth[last], label, line.colour)
 
 
 def _moving_mean(values: Sequence[float], window: int) -> list[float]:
@@ -215,50 +197,6 @@ def _moving_mean(values: Sequence[float], window: int) -> list[float]:
         near = [v for v in values[max(0, i - half) : i + half + 1] if math.isfinite(v)]
         means.append(sum(near) / len(near) if near else math.nan)
     return means
-
-
-def _write_ends(panel: "Axes", ends: Sequence[_End | None]) -> None:
-    """Labels at the right of a panel, each as near to the end of its line as the others allow."""
-    panel.set_ylim(panel.get_ylim())  # labels must not move the scale
-    shown = [end for end in ends if end is not None]
-    if not shown:
-        middle = {"x": 0.5, "y": 0.5, "ha": "center", "va": "center", "color": _FAINT_INK}
-        panel.text(s="no values yet", transform=panel.transAxes, size=10, **middle)
-        return
-    to_panel = panel.transData + panel.transAxes.inverted()
-    labelled = [(to_panel.transform((e.update, e.value))[1], e) for e in shown if e.text]
-    labelled.sort(key=lambda pair: pair[0])
-    gap = 1.3 * _LABEL_POINTS / (72 * panel.get_position().height * _HEIGHT)
-    for y, (_, end) in zip(_spread([y for y, _ in labelled], gap), labelled, strict=True):
-        panel.annotate(
-            end.text,
-            xy=(end.update, end.value),
-            xytext=(1.035, y),
-            textcoords="axes fraction",
-            va="center",
-            size=_LABEL_POINTS,
-            weight="bold",
-            color=captions.text_colour(end.colour),
-            parse_math=False,
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": end.colour, "linewidth": 0.9, "linestyle": ":",
-                        "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)},
-        )  # fmt: skip
-
-
-def _spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Heights at least `gap` apart, within 0 … 1 if they fit, near those wanted (ascending)."""
-    blocks: list[tuple[float, int]] = []  # mean height of the block's bottom label, its size
-    for i, height in enumerate(wanted):
-        bottom, size = height - i * gap, 1
-        while blocks and blocks[-1][0] >= bottom:
-            below, below_size = blocks.pop()
-            bottom = (below * below_size + bottom * size) / (below_size + size)
-            size += below_size
-        blocks.append((bottom, size))
-    bottoms = [bottom for bottom, size in blocks for _ in range(size)]
-    highest = max(0.0, 1 - (len(wanted) - 1) * gap)
-    return [min(max(bottom, 0.0), highest) + i * gap for i, bottom in enumerate(bottoms)]
 
 
 def _window(runs: Sequence[Run]) -> int:

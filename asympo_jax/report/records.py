@@ -81,12 +81,15 @@ def load_run(directory: pathlib.Path, name: str) -> Run:
     for file in ("metrics.jsonl", "config.json"):
         if not (directory / file).exists():
             raise ValueError(f"{directory}: has no {file}, so it is not the directory of a run")
-    config = _read_object(directory, "config.json")
-    settings = {field: _checked(directory, config, field, kind) for field, kind in _FIELDS.items()}
+    config = read_object(directory, "config.json")
+    settings = {
+        field: checked(directory, "config.json", config, field, kind)
+        for field, kind in _FIELDS.items()
+    }
     lines = _read_lines(directory)
     result = None
     if (directory / "result.json").exists():
-        result = _read_object(directory, "result.json")
+        result = read_object(directory, "result.json")
         for field, kind in _RESULT_FIELDS.items():
             if not isinstance(result.get(field), kind):
                 raise ValueError(f"{directory}: result.json has no usable {field!r}")
@@ -95,24 +98,34 @@ def load_run(directory: pathlib.Path, name: str) -> Run:
     return Run(name, settings, lines, result)
 
 
-def _read_object(directory: pathlib.Path, file: str) -> dict[str, Any]:
-    """The JSON object in a file of a run."""
+def read_object(directory: pathlib.Path, file: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: naming the file and what is wrong with it.
+    """
     try:
         data = json.loads((directory / file).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{directory}: {file} cannot be read ({error})") from error
     if not isinstance(data, dict):
         raise ValueError(f"{directory}: {file} must hold a JSON object")
     return data
 
 
-def _checked(directory: pathlib.Path, config: Mapping[str, Any], field: str, kind: type) -> Any:
-    """The value of a dotted field of a run's config."""
-    value: Any = config
+def checked(
+    directory: pathlib.Path, file: str, data: Mapping[str, Any], field: str, kind: Any
+) -> Any:
+    """The value of a dotted field of a file.
+
+    Raises:
+        ValueError: it is missing or of another kind; naming the file and the field.
+    """
+    value: Any = data
     for part in field.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     if not isinstance(value, kind) or (field.startswith("eval.") and value < 1):
-        raise ValueError(f"{directory}: config.json has no usable {field!r}, got {value!r}")
+        raise ValueError(f"{directory}: {file} has no usable {field!r}, got {value!r}")
     return value
 
 

@@ -87,7 +87,7 @@ def make_row(run: Run) -> Row:
         accuracy_best=best,
         greedy_before=greedy.get(0),
         greedy_after=greedy[max(greedy)] if max(greedy, default=0) else None,
-        collapsed=None if after is None or best is None else after < best / 2,
+        collapsed=None if after is None or best is None else has_collapsed(after, best),
         wall_s=result.get("wall_s"),
         idle_learner=_median(run.series("idle/learner")[1]),
         idle_sampler=_median(run.series("idle/sampler")[1]),
@@ -96,15 +96,24 @@ def make_row(run: Run) -> Row:
     )
 
 
+def has_collapsed(final: float, best: float) -> bool:
+    """Whether an accuracy ends below half of its best."""
+    return final < best / 2
+
+
 def format_table(rows: Iterable[Row]) -> str:
     """Aligned plain text, a line a run."""
-    table = [_HEADER, *(_cells(row) for row in rows)]
+    return align([_HEADER, *(_cells(row) for row in rows)], 2)
+
+
+def align(table: Sequence[Sequence[str]], num_words: int) -> str:
+    """Plain text of columns: so many of words, to the left, the rest of numbers, to the right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
     for cells in table:
         pairs = list(zip(cells, widths, strict=True))
-        words = [cell.ljust(width) for cell, width in pairs[:2]]
-        numbers = [cell.rjust(width) for cell, width in pairs[2:]]
+        words = [cell.ljust(width) for cell, width in pairs[:num_words]]
+        numbers = [cell.rjust(width) for cell, width in pairs[num_words:]]
         lines.append("  ".join(words + numbers) + "\n")
     return "".join(lines)
 
