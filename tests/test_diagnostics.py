@@ -1,12 +1,20 @@
 """What is logged of a batch, against the formulas written out in NumPy."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from policy_cases import case_of_ratios, make_case, value_metrics_gradient
+from policy_cases import (
+    case_of_ratios,
+    compiled_together,
+    loss_of,
+    make_case,
+    value_metrics_gradient,
+)
 
 from asympo_jax import objectives
 from asympo_jax.objectives import PolicyBatch, batch_totals, diagnostics
@@ -115,39 +123,42 @@ def test_the_divergence_from_the_reference_is_logged(metrics):
 
 RATIOS = [0.1, 0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 2.9, 3.1, 50.0]
 BEHIND = [[1.0] * 10, [6.0] * 3 + [4.0] * 7]
+# Of a positive and a negative response, each with these ratios: tokens high, low and capped.
+CLIPPED: list[tuple[str, dict[str, float], Any, tuple[int, int, int]]] = [
+    ("grpo", {}, 1.0, (4, 3, 0)),
+    ("grpo", {"clip_low": 0.6, "clip_high": 2.0}, 1.0, (2, 1, 0)),
+    ("grpo", {"dual_clip": 3.0}, 1.0, (4, 3, 2)),
+    ("dr_grpo", {}, 1.0, (4, 3, 0)),
+    ("dapo", {}, 1.0, (3, 3, 1)),
+    ("dapo", {"clip_high": 0.2, "dual_clip": 2.0}, 1.0, (4, 3, 3)),
+    ("cispo", {}, 1.0, (0, 0, 1 + 1)),
+    ("cispo", {"clip_high": 2.0}, 1.0, (0, 0, 2 + 2)),
+    ("tis", {}, 1.0, (0, 0, 3 + 3)),
+    ("tis", {"cap": 1.0}, 1.0, (0, 0, 5 + 5)),
+    # 1/r > 3 at 0.1; r > 3 at 3.1 and 50.
+    ("aspo", {}, 1.0, (4, 3, 1 + 2)),
+    ("aspo", {"clip_high": 2.0, "cap": 1.2}, 1.0, (2, 3, 4 + 4)),
+    # (log r)² of 0.79 is the largest that leaves a mean of at most 0.04.
+    ("m2po", {}, 1.0, (0, 0, 5 + 5)),
+    ("m2po", {"limit": 1e9}, 1.0, (0, 0, 0)),
+    ("decoupled_ppo", {}, 1.0, (4, 3, 0)),
+    ("decoupled_ppo", {}, BEHIND, (4, 3, 3)),
+    ("decoupled_ppo", {"cap": 3.0, "clip_low": 0.0}, BEHIND, (4, 4, 10)),
+]
 
 
-# Tokens of a positive and of a negative response, each with these ratios.
-@pytest.mark.parametrize(
-    ("name", "options", "behind_BT", "high", "low", "cap"),
-    [
-        ("grpo", {}, 1.0, 4, 3, 0),
-        ("grpo", {"clip_low": 0.6, "clip_high": 2.0}, 1.0, 2, 1, 0),
-        ("grpo", {"dual_clip": 3.0}, 1.0, 4, 3, 2),
-        ("dr_grpo", {}, 1.0, 4, 3, 0),
-        ("dapo", {}, 1.0, 3, 3, 1),
-        ("dapo", {"clip_high": 0.2, "dual_clip": 2.0}, 1.0, 4, 3, 3),
-        ("cispo", {}, 1.0, 0, 0, 1 + 1),
-        ("cispo", {"clip_high": 2.0}, 1.0, 0, 0, 2 + 2),
-        ("tis", {}, 1.0, 0, 0, 3 + 3),
-        ("tis", {"cap": 1.0}, 1.0, 0, 0, 5 + 5),
-        # 1/r > 3 at 0.1; r > 3 at 3.1 and 50.
-        ("aspo", {}, 1.0, 4, 3, 1 + 2),
-        ("aspo", {"clip_high": 2.0, "cap": 1.2}, 1.0, 2, 3, 4 + 4),
-        # (log r)² of 0.79 is the largest that leaves a mean of at most 0.04.
-        ("m2po", {}, 1.0, 0, 0, 5 + 5),
-        ("m2po", {"limit": 1e9}, 1.0, 0, 0, 0),
-        ("decoupled_ppo", {}, 1.0, 4, 3, 0),
-        ("decoupled_ppo", {}, BEHIND, 4, 3, 3),
-        ("decoupled_ppo", {"cap": 3.0, "clip_low": 0.0}, BEHIND, 4, 4, 10),
-    ],
-    ids=str,
-)
-def test_clipped_tokens_are_counted_by_their_bound(name, options, behind_BT, high, low, cap):
+@functools.cache
+def compiled_metrics() -> Any:
+    variants = [(name, options) for name, options, _, _ in CLIPPED]
+    return compiled_together(lambda *x: loss_of(*x)[1], variants, 2)
+
+
+@pytest.mark.parametrize(("name", "options", "behind_BT", "expected"), CLIPPED, ids=str)
+def test_clipped_tokens_are_counted_by_their_bound(name, options, behind_BT, expected):
     case = case_of_ratios([RATIOS, RATIOS], [1, -1], behind_BT)
-    _, metrics, _ = value_metrics_gradient(name, case, **options)
+    metrics = compiled_metrics()(*case.arrays.values())[f"{name} {options}"]
     found = [metrics[f"clip/{bound}"] * 20 for bound in ("high", "low", "cap")]
-    np.testing.assert_allclose(found, [high, low, cap], rtol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 NO = np.nan  # no token

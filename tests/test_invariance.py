@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from policy_cases import (
-    LOGP_ARGUMENT,
     LOGPS,
-    QUICKLY_COMPILED,
     Case,
+    compiled_together,
+    gradient_of,
     loss_of,
     make_case,
     value_metrics_gradient,
@@ -123,18 +123,14 @@ def test_the_place_of_a_response_in_its_row_moves_the_gradient_only(name, data):
 SHARDED_CASE = make_case(group_size=4)  # 16 responses, so that 8 devices cut through the groups
 
 
+def loss_and_gradient(*arguments: Any) -> tuple[jax.Array, jax.Array]:
+    return loss_of(*arguments)[0], gradient_of(*arguments)
+
+
 @functools.cache
 def of_all_objectives() -> Any:
-    """Jitted: loss and gradient of each objective, with a reference term, too."""
-
-    def loss_and_gradient(*arrays: Any) -> dict[str, Any]:
-        gradient = jax.value_and_grad(lambda *x: loss_of(*x)[0], argnums=LOGP_ARGUMENT)
-        return {
-            name: gradient(objectives.make(name, kl_coefficient=0.1), 4, *arrays)
-            for name in objectives.names()
-        }
-
-    return jax.jit(loss_and_gradient, compiler_options=QUICKLY_COMPILED)
+    variants = [(name, {"kl_coefficient": 0.1}) for name in objectives.names()]
+    return compiled_together(loss_and_gradient, variants, 4)
 
 
 @functools.cache
@@ -152,8 +148,9 @@ def on_devices(num_devices: int) -> dict[str, Any]:
 @every_objective
 @pytest.mark.parametrize("num_devices", [2, 4, 8])
 def test_the_number_of_devices_changes_neither_loss_nor_gradient(name, num_devices):
-    loss, gradient_BT = on_devices(1)[name]
+    key = f"{name} {{'kl_coefficient': 0.1}}"
+    loss, gradient_BT = on_devices(1)[key]
     assert np.abs(gradient_BT).max() > 1e-3
-    found_loss, found_gradient_BT = on_devices(num_devices)[name]
+    found_loss, found_gradient_BT = on_devices(num_devices)[key]
     np.testing.assert_allclose(found_gradient_BT, gradient_BT, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(found_loss, loss, rtol=1e-5, atol=1e-6)

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import textbook
 from policy_cases import (
-    LOGP_ARGUMENT,
-    QUICKLY_COMPILED,
     Case,
     case_of_ratios,
-    loss_of,
+    compiled_together,
+    gradient_of,
     make_case,
     value_metrics_gradient,
 )
@@ -69,16 +68,7 @@ def packages_gradient(name: str, case: Case, **options: Any) -> np.ndarray:
 
 @functools.cache
 def _gradients() -> Any:
-    """Jitted: the gradients of all variants, which compile faster together than each alone."""
-    gradient = jax.grad(lambda *x: loss_of(*x)[0], argnums=LOGP_ARGUMENT)
-
-    def all_gradients(*arrays: Any) -> dict[str, jax.Array]:
-        return {
-            f"{name} {options}": gradient(objectives.make(name, **options), 3, *arrays)
-            for name, options in [*VARIANTS, *WITH_REFERENCE]
-        }
-
-    return jax.jit(all_gradients, compiler_options=QUICKLY_COMPILED)
+    return compiled_together(gradient_of, [*VARIANTS, *WITH_REFERENCE], 3)
 
 
 def assert_same(found_BT: np.ndarray, expected_BT: np.ndarray):
