@@ -1,12 +1,20 @@
 """What is logged of a batch, against the formulas written out in NumPy."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from policy_cases import make_case, value_metrics_gradient
+from policy_cases import (
+    case_of_ratios,
+    compiled_together,
+    loss_of,
+    make_case,
+    value_metrics_gradient,
+)
 
 from asympo_jax import objectives
 from asympo_jax.objectives import PolicyBatch, batch_totals, diagnostics
@@ -27,6 +35,7 @@ METRICS = {
     "group/degenerate_share",
     "response/length",
 }
+CLIP_METRICS = {"clip/high", "clip/low", "clip/cap"}
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +58,13 @@ def weight_of_grpo() -> np.ndarray:
     return np.where(clipped_BT, 0.0, ratio_BT)
 
 
-def test_every_objective_logs_the_same_metrics_and_its_own(metrics):
-    own = {"asympo": {"weight/floor_share"}, "grpo": {"clip/high", "clip/low", "clip/cap"}}
+def test_every_objective_logs_the_same_metrics_and_its_own():
+    always = METRICS | RATIO_METRICS | {"reference/kl_k3"}
     for name in objectives.names():
+        own = CLIP_METRICS if objectives.make(name).needs else set()
+        own |= {"weight/floor_share"} if name == "asympo" else set()
         _, found, _ = value_metrics_gradient(name, CASE)
-        assert set(found) == METRICS | RATIO_METRICS | own.get(name, set())
+        assert set(found) == always | own
         assert all(value.shape == () for value in found.values())
 
 
@@ -102,6 +113,81 @@ def test_ratios_are_summarised_over_drawn_tokens(metrics):
     }
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_the_divergence_from_the_reference_is_logged(metrics):
+    log_ratio = (CASE.reference_logp_BT - CASE.logp_BT)[MASK]
+    expected = (np.exp(log_ratio) - 1 - log_ratio).mean()
+    np.testing.assert_allclose(metrics["reference/kl_k3"], expected, rtol=1e-5)
+
+
+NO = np.nan  # no token
+POSITIVE = [0.1, 0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 2.9, 3.1, 50.0]
+NEGATIVE = [0.1, NO, 0.79, 0.81, 1.0, 1.19, 1.21, 2.9, NO, 50.0]
+BEHIND = [[1.0] * 10, [6.0] * 3 + [4.0] * 7]
+# Of two responses with these ratios: tokens high, low and capped.
+CLIPPED: list[tuple[str, dict[str, float], Any, tuple[int, int, int]]] = [
+    ("grpo", {}, 1.0, (4, 2, 0)),
+    ("grpo", {"clip_low": 0.6, "clip_high": 2.0}, 1.0, (2, 1, 0)),
+    ("grpo", {"dual_clip": 3.0}, 1.0, (4, 2, 1)),
+    ("dr_grpo", {}, 1.0, (4, 2, 0)),
+    ("dapo", {}, 1.0, (3, 2, 1)),
+    ("dapo", {"clip_high": 0.2, "dual_clip": 2.0}, 1.0, (4, 2, 2)),
+    ("cispo", {}, 1.0, (0, 0, 1 + 1)),
+    ("cispo", {"clip_high": 2.0}, 1.0, (0, 0, 2 + 1)),
+    ("tis", {}, 1.0, (0, 0, 3 + 2)),
+    ("tis", {"cap": 1.0}, 1.0, (0, 0, 5 + 4)),
+    # 1/r > 3 at 0.1 where A > 0; r > 3 at 50 where A < 0.
+    ("aspo", {}, 1.0, (4, 2, 1 + 1)),
+    ("aspo", {"clip_high": 2.0, "cap": 1.2}, 1.0, (2, 2, 4 + 3)),
+    # (log r)² of 0.79 is the largest that leaves a mean of at most 0.04.
+    ("m2po", {}, 1.0, (0, 0, 5 + 3)),
+    ("m2po", {"limit": 1e9}, 1.0, (0, 0, 0)),
+    ("decoupled_ppo", {}, 1.0, (4, 2, 0)),
+    ("decoupled_ppo", {}, BEHIND, (4, 2, 2)),
+    ("decoupled_ppo", {"cap": 3.0, "clip_low": 0.0}, BEHIND, (4, 3, 8)),
+]
+
+
+@functools.cache
+def compiled_metrics() -> Any:
+    variants = [(name, options) for name, options, _, _ in CLIPPED]
+    return compiled_together(lambda *x: loss_of(*x)[1], variants, 2)
+
+
+@pytest.mark.parametrize(("name", "options", "behind_BT", "expected"), CLIPPED, ids=str)
+def test_clipped_tokens_are_counted_by_their_bound(name, options, behind_BT, expected):
+    case = case_of_ratios([POSITIVE, NEGATIVE], [1, -1], behind_BT)
+    metrics = compiled_metrics()(*case.arrays.values())[f"{name} {options}"]
+    found = [metrics[f"clip/{bound}"] * 18 for bound in ("high", "low", "cap")]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+# Ratios of whole responses: s is 2, 1/2, 2, 1/2 and 1.2; W is 4, 1/8, 2, 1/16 and 1.44.
+SEQUENCES = [
+    [2.0, 2.0, NO, NO],
+    [0.5, 0.25, 1.0, NO],
+    [2.0, NO, NO, NO],
+    [0.25, 1.0, 1.0, 0.25],
+    [NO, 1.2, 1.2, NO],
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "high", "low", "cap"),
+    [
+        ("gspo", {}, 2, 4, 0),
+        ("gspo", {"clip_low": 0.6, "clip_high": 0.1}, 2, 0, 0),
+        ("gspo", {"clip_low": 0.1, "clip_high": 1.5}, 0, 4, 0),
+        ("topr", {}, 0, 0, 1 + 2),
+    ],
+    ids=str,
+)
+def test_a_clip_of_whole_responses_is_counted_by_their_tokens(name, options, high, low, cap):
+    case = case_of_ratios(SEQUENCES, [1, 1, -1, -1, -1])
+    _, metrics, _ = value_metrics_gradient(name, case, **options)
+    found = [metrics[f"clip/{bound}"] * 12 for bound in ("high", "low", "cap")]
+    np.testing.assert_allclose(found, [high, low, cap], rtol=1e-5)
 
 
 def test_a_policy_that_has_not_moved_has_ratio_one_and_no_divergence():

@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from step_cases import STEP, assert_close, copied_params, example_batch
 from tiny_models import LLAMA, full_logp, params_of
 
 from asympo_jax import learning, objectives
-from asympo_jax.learning import OptimizerConfig, StepConfig, WarmupConfig, make_batch
+from asympo_jax.learning import OptimizerConfig, WarmupConfig, make_batch
 from asympo_jax.models import logits
 from asympo_jax.tasks.base import Task
 from asympo_jax.tokenizers import CharTokenizer
-from asympo_jax.types import Batch, Group, Prompt
+from asympo_jax.types import Group, Prompt
 
 # ------------------------------------------------------------------------------------- batches
 
@@ -96,31 +97,6 @@ def test_incomplete_groups_and_groups_without_room_are_never_trained_on():
 
 # ------------------------------------------------------------------------------------ the step
 
-STEP = StepConfig(
-    group_size=4, temperature=0.8, center="mean", scale="std", micro_batch=0, logp_chunk=5
-)
-
-
-def example_batch() -> Batch:
-    """Two groups of four ragged responses with differing rewards, and odd behaviour log-probs."""
-    rng = np.random.default_rng(3)
-    start_B = np.repeat([1, 3], 4)
-    end_B = start_B + rng.integers(1, 5, 8)
-    position_T = np.arange(8)[None]
-    drawn_BT = (position_T >= start_B[:, None]) & (position_T < end_B[:, None])
-    tokens_BT = np.where(position_T < end_B[:, None], rng.integers(0, 7, (8, 8)), 0)
-    return Batch(
-        tokens_BT=tokens_BT.astype(np.int32),
-        drawn_BT=drawn_BT,
-        reward_PG=rng.normal(size=(2, 4)).astype(np.float32),
-        behaviour_logp_BT=np.where(drawn_BT, rng.uniform(-4, -1, (8, 8)), 0).astype(np.float32),
-    )
-
-
-def copied_params() -> Any:
-    """Parameters that a step may have for itself."""
-    return jax.tree.map(lambda x: np.array(x), params_of(LLAMA))
-
 
 @functools.cache
 def one_step(name: str, micro_batch: int = 0) -> tuple[Any, dict[str, np.ndarray], Any]:
@@ -160,12 +136,6 @@ def plain_gradient(name: str) -> tuple[Any, Any, dict[str, jax.Array]]:
 
     (value, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params_of(LLAMA))
     return value, gradient, metrics
-
-
-def assert_close(found: Any, expected: Any, atol: float = 1e-6):
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=atol), found, expected
-    )
 
 
 @pytest.mark.parametrize("name", ["asympo", "grpo"])
