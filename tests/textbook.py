@@ -242,20 +242,22 @@ def aspo(found: Responses, clip_low: float = 0.2, clip_high: float = 0.2, cap: f
 
 
 def m2po(found: Responses, limit: float = 0.04) -> Any:
-    """arXiv:2510.01161: masks the largest (log r)² one by one until their mean is at most τ."""
-    left = []
+    """arXiv:2510.01161 algorithm 1, eq. 5: (log r)² of trust-region tokens, the largest masked."""
+    region = []
     for number, o in enumerate(found):
         for t in range(len(o.stopped)):
-            left.append(((o.stopped[t] - o.behaviour[t]) ** 2, number, t))
-    num_tokens = len(left)
-    left.sort()
-    while left and sum(square for square, _, _ in left) / len(left) > limit:
-        left.pop()
-    total = jnp.zeros(())
-    for _, number, t in left:
-        o = found[number]
-        total += jnp.exp(o.logp[t] - o.behaviour[t]) * o.advantage
-    return total / num_tokens
+            log_ratio = o.stopped[t] - o.behaviour[t]
+            if (o.advantage > 0 and log_ratio > 0) or (o.advantage < 0 and log_ratio < 0):
+                region.append((log_ratio**2, number, t))
+    region.sort()
+    mask = [np.ones(len(o.stopped)) for o in found]
+    while region and sum(square for square, _, _ in region) / len(region) > limit:
+        _, number, t = region.pop()
+        mask[number][t] = 0
+    masks = iter(mask)
+    return mean_of_tokens(
+        found, lambda o: jnp.exp(o.logp - o.behaviour) * o.advantage * next(masks)
+    )
 
 
 def decoupled_ppo(

@@ -109,8 +109,9 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         state = _with_proximal(config, state)
         policy = _policy_batch(model, objective, config, state, batch)
+        weight_BT = _weight_by_batch(objective, policy)
         gradient, logp_BT, entropy_BT = _gradient(
-            model, objective, config, state.params, batch.tokens_BT, policy
+            model, objective, config, state.params, batch.tokens_BT, policy, weight_BT
         )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -145,13 +146,16 @@ def make_sign_gradients(
     def sign_gradients(state: TrainState, batch: Batch) -> Metrics:
         state = _with_proximal(config, state)
         policy = _policy_batch(model, objective, config, state, batch)
+        weight_BT = _weight_by_batch(objective, policy)
+        loss_only = dataclasses.replace(objective, kl_coefficient=0.0)
 
         def part(keep_B: Array) -> Any:
             half = dataclasses.replace(
                 policy, advantage_B=jnp.where(keep_B, policy.advantage_B, 0.0)
             )
-            loss_only = dataclasses.replace(objective, kl_coefficient=0.0)
-            return _gradient(model, loss_only, config, state.params, batch.tokens_BT, half)[0]
+            return _gradient(
+                model, loss_only, config, state.params, batch.tokens_BT, half, weight_BT
+            )[0]
 
         positive, negative = part(policy.advantage_B > 0), part(policy.advantage_B < 0)
         norms = optax.tree.norm(positive), optax.tree.norm(negative)
@@ -213,6 +217,13 @@ def _policy_batch(
     )
 
 
+def _weight_by_batch(
+    objective: objectives.Objective, policy: objectives.PolicyBatch
+) -> Array | None:
+    """The weights of all tokens if they depend on the whole batch, else None."""
+    return objectives.token_weight(objective, policy) if objective.scope == "batch" else None
+
+
 def _gradient(
     model: ModelConfig,
     objective: objectives.Objective,
@@ -220,10 +231,9 @@ def _gradient(
     params: Any,
     tokens_BT: Array,
     policy: objectives.PolicyBatch,
+    weight_BT: Array | None,
 ) -> tuple[Any, Array, Array]:
     """Gradient of the loss, and the log-probs and entropies of all tokens."""
-    by_batch = objective.scope == "batch"
-    weight_BT = objectives.token_weight(objective, policy) if by_batch else None
 
     def loss_share(params: Any, rows: tuple[Array, Any, Array | None]) -> tuple[Array, Any]:
         tokens_MT, policy_M, weight_MT = rows

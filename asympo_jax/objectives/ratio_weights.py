@@ -164,12 +164,14 @@ def report_aspo(
 def m2po(batch: PolicyBatch, limit: float = 0.04) -> Float[Array, "B T"]:
     """`w = r · keep`: the largest (log r)² are masked until their mean is at most a limit.
 
-    arXiv:2510.01161. This is the paper's form, over the whole batch; its published code clips
-    ratios instead. Of tokens with exactly the same (log r)² all are kept or none.
+    arXiv:2510.01161. Only tokens of the trust region are masked and counted in the mean: those that
+    a clip could reach, A > 0 with r > 1 and A < 0 with r < 1. This is the paper's form (algorithm
+    1), over the whole batch; its published code clips ratios instead. Of tokens with exactly the
+    same (log r)² all are kept or none.
 
     Args:
         batch: the responses of the whole batch, with behaviour log-probs.
-        limit: largest mean of (log r)² over the tokens kept.
+        limit: largest mean of (log r)² over the tokens of the trust region that are kept.
     """
     return jnp.where(_beyond_second_moment(batch, limit), 0.0, _ratio(batch))
 
@@ -246,14 +248,16 @@ def _decoupled_ratios(batch: PolicyBatch) -> tuple[Float[Array, "B T"], Float[Ar
 
 
 def _beyond_second_moment(batch: PolicyBatch, limit: float) -> Bool[Array, "B T"]:
-    """Tokens to mask, so that the mean of (log r)² over the others is at most `limit`."""
-    square_BT = jnp.square(_log_ratio(batch))
-    # Padding goes last: infinite, so that no running mean that includes it is within the limit.
-    ascending_N = jnp.sort(jnp.where(batch.mask_BT, square_BT, jnp.inf).reshape(-1))
+    """Trust-region tokens to mask, so that the mean of (log r)² over the others is ≤ `limit`."""
+    log_ratio_BT = _log_ratio(batch)
+    square_BT = jnp.square(log_ratio_BT)
+    in_region_BT = jnp.sign(batch.advantage_B)[:, None] * log_ratio_BT > 0
+    # The rest goes last: infinite, so that no running mean that includes it is within the limit.
+    ascending_N = jnp.sort(jnp.where(in_region_BT, square_BT, jnp.inf).reshape(-1))
     count_N = jnp.arange(1, ascending_N.size + 1, dtype=square_BT.dtype)
     num_kept = (jnp.cumsum(ascending_N) / count_N <= limit).sum()
     first_masked = jnp.append(ascending_N, jnp.inf)[num_kept]
-    return square_BT >= first_masked
+    return in_region_BT & (square_BT >= first_masked)
 
 
 def _clipped(
