@@ -140,6 +140,7 @@ CLIPPED: list[tuple[str, dict[str, float], Any, tuple[int, int, int]]] = [
     # 1/r > 3 at 0.1 where A > 0; r > 3 at 50 where A < 0.
     ("aspo", {}, 1.0, (4, 2, 1 + 1)),
     ("aspo", {"clip_high": 2.0, "cap": 1.2}, 1.0, (2, 2, 4 + 3)),
+    ("aspo", {"cap": 0.5}, 1.0, (4, 2, 6 + 6)),
     # Of r > 1 where A > 0 and r < 1 where A < 0: (log r)² of 1.19, 1.21 and 0.81 have a mean of at
     # most 0.04, with 0.79 they would not.
     ("m2po", {}, 1.0, (0, 0, 3 + 2)),
