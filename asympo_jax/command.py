@@ -8,7 +8,6 @@ import contextlib
 import json
 import pathlib
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
@@ -17,6 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from asympo_jax import config as config_module
+from asympo_jax import interrupts
 from asympo_jax.defaults import default_config
 from asympo_jax.progress import say
 from asympo_jax.training import RunFailed
@@ -76,24 +76,15 @@ def _end(message: str, code: int) -> NoReturn:
 
 def _guard(main: Callable[[], None]) -> None:
     """Turns what broke a run into a sentence and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupts.install()
     try:
         main()
     except RunFailed as error:
         _end(str(error), 1)
-    except _Terminated:
+    except interrupts.Terminated:
         _end("terminated; the same command carries on from the last checkpoint", 143)
     except KeyboardInterrupt:
         _end("interrupted; the same command carries on from the last checkpoint", 130)
-
-
-class _Terminated(BaseException):
-    """SIGTERM: unwinds the run, so that roles are stopped and nothing is left behind."""
-
-
-def _terminate(signum: int, frame: object) -> NoReturn:
-    """Handler of SIGTERM."""
-    raise _Terminated
 
 
 def _parse(arguments: list[str]) -> list[str]:

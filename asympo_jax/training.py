@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import jax
 
-from asympo_jax import experiment, workdirs
+from asympo_jax import experiment, interrupts, workdirs
 from asympo_jax.learning import (
     TrainState,
     make_optimizer,
@@ -210,7 +210,12 @@ class _Run:
                 self.store.write(version, params)
             return restored.state
         directory = workdirs.warmup_directory(config, self.workdir)
-        params = warmed_up_params(config, parts, directory, broker.raise_if_closed)
+
+        def check() -> None:
+            interrupts.raise_if_received()
+            broker.raise_if_closed()
+
+        params = warmed_up_params(config, parts, directory, check)
         optimizer = make_optimizer(config.optimizer)
         state = state_from_params(params, optimizer, config.objective.needs)
         self.store.write(0, state.params)
@@ -243,6 +248,11 @@ class _Run:
         """The learner's loop with everything that it needs."""
         config, parts = self.config, self.parts
         in_process = config.runtime_name == "sync"
+
+        def show(update: int, metrics: dict[str, float]) -> None:
+            interrupts.raise_if_received()
+            progress.update(update, metrics)
+
         return Learner(
             step=make_train_step(
                 parts.model, config.objective, make_optimizer(config.optimizer), config.step
@@ -269,7 +279,7 @@ class _Run:
             sample=self._make_sample(broker) if in_process else lambda: None,
             evaluate=evaluate,
             save=lambda state: self._save(checkpointer, broker, state),
-            show=progress.update,
+            show=show,
         )
 
     def _make_sample(self, broker: Broker) -> Callable[[], None]:

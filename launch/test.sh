@@ -42,7 +42,7 @@ stage() { # NAME COMMAND...
 stage format "$VENV_PYTHON" -m ruff format --check
 stage lint "$VENV_PYTHON" -m ruff check
 stage types "$VENV_PYTHON" -m pyright --pythonpath "$VENV_PYTHON"
-stage tests "$VENV_PYTHON" -m pytest "$@"
+stage tests "$VENV_PYTHON" -m pytest -n 2 --dist worksteal "$@"
 
 [ -z "$failed" ] || fail "Failed: $failed."
 say "All checks passed."

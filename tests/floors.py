@@ -26,6 +26,7 @@ ROOMS_OF_FLOOR = {
         "warmup_cache",
         "workdirs",
         "progress",
+        "interrupts",
         "training",
         "report",
         "laboratory",

@@ -52,6 +52,19 @@ class WithoutDemonstrations(Digits):
     demonstration = Task.demonstration
 
 
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class SwallowsSignal(Digits):
+    """Terminates its process where Python ignores exceptions."""
+
+    def reward(self, prompt, text):
+        Dying()
+        return super().reward(prompt, text)
+
+
 class Rarely(Digits):
     """Rewards few responses, so that many groups have nothing to teach."""
 

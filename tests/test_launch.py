@@ -239,10 +239,12 @@ def test_a_failed_training_ends_quickstart_with_its_stage(clone: Clone):
 def test_a_failed_check_does_not_hide_the_others(clone: Clone):
     python = clone.add_python("python3", "3.12")
     text = python.read_text().replace(
-        "esac", '  "-m ruff check") exit 1 ;;\n  "-m pytest "*) exit $(($# - 4)) ;;\nesac'
+        "esac", '  "-m ruff check") exit 1 ;;\n  "-m pytest "*) exit $(($# - 8)) ;;\nesac'
     )
     clone.add_tool("python3", text)
     result = clone.run("test.sh", "-k", "floors and not slow")
     assert_fails_with(result, "Failed: lint.")
-    assert clone.calls_with("-m pytest") == ["-m pytest -k floors and not slow"]
+    assert clone.calls_with("-m pytest") == [
+        "-m pytest -n 2 --dist worksteal -k floors and not slow"
+    ]
     assert "tests: passed" in result.stdout

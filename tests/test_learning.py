@@ -88,6 +88,32 @@ def test_a_batch_has_behaviour_log_probs_where_all_of_its_groups_have():
             make_batch(mixed, 2, 4)
 
 
+def test_groups_whose_rewards_differ_come_first_into_a_batch_and_keep_their_order():
+    rewards = {0: (1, 1), 1: (0, 1), 2: (0, 0), 3: (1, 0), 4: (0, 1)}
+    candidates = [
+        Group(
+            ticket=ticket,
+            version=0,
+            prompt_S=np.ones(1, np.int32),
+            response_GT=np.ones((2, 1), np.int32),
+            length_G=np.ones(2, np.int32),
+            stop_G=np.zeros(2, np.int8),
+            reward_G=np.array(reward, np.float32),
+        )
+        for ticket, reward in rewards.items()
+    ]
+
+    def chosen(count):
+        return [group.ticket for group in learning.informative_groups(candidates, count)]
+
+    assert [chosen(count) for count in (2, 3, 4, 5)] == [
+        [1, 3],
+        [1, 3, 4],
+        [0, 1, 3, 4],
+        [0, 1, 2, 3, 4],
+    ]
+
+
 def test_incomplete_groups_and_groups_without_room_are_never_trained_on():
     with pytest.raises(AssertionError):
         make_batch([EXAMPLE], group_size=3, num_positions=4)
@@ -160,7 +186,7 @@ def test_micro_batches_change_neither_parameters_nor_metrics(micro_batch):
 
 
 def test_a_step_reports_the_metrics_that_others_rely_on():
-    expected = {"loss", "reward/mean", "policy/entropy", "grad/norm"} | set(
+    expected = {"loss", "reward/mean", "policy/entropy", "grad/norm", "params/norm"} | set(
         plain_gradient("grpo")[2]
     )
     _, metrics, _ = one_step("grpo")

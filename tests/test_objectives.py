@@ -141,7 +141,8 @@ ASPO = ["clip_low", "clip_high", "cap"]
         (":x", {}, "objective.name=':x': cannot be imported"),
         ("my_objectives:scaled", {}, "must be an asympo_jax.objectives.Objective"),
         ("my_objectives:mine", {"floor": 1}, "objective.floor is not an option"),
-        ("my_objectives:mine", {"constant": -1.0}, "objective.constant=-1.0: must be positive"),
+        ("dr_grpo", {"constant": -1.0}, "objective.constant=-1.0: must be positive"),
+        ("grpo", {"constant": 7.0}, "objective.constant=7.0: goes with objective.aggregation="),
     ],
 )
 def test_what_cannot_be_made_is_refused_with_what_can(

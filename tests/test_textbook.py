@@ -147,7 +147,7 @@ def test_the_reference_term_is_beta_times_k3_in_the_same_aggregation(name, optio
         ({"aggregation": "constant", "constant": 7.0}, lambda length_B1: 1 / 12 / 7),
         ({"aggregation": "constant"}, lambda length_B1: 1 / 12),
     ],
-    ids=str,
+    ids=["response_mean", "token_mean", "constant 7", "constant"],
 )
 def test_an_objective_takes_another_aggregation(options, share_of_token):
     loss, _, gradient_BT = value_metrics_gradient("reinforce", CASE, **options)

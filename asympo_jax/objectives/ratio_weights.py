@@ -119,8 +119,8 @@ def report_tis(batch: PolicyBatch, cap: float = 2.0) -> dict[str, Array]:
 def topr(batch: PolicyBatch) -> Float[Array, "B 1"]:
     """`w = 1 if A ≥ 0 else min(W, 1)`, W the product of the response's ratios. arXiv:2503.14286.
 
-    Differs from the paper: the mean over a response's tokens instead of their sum, and the group's
-    advantage instead of a reward of ±1.
+    Differs from the paper: the group's advantage instead of a reward of ±1 without a baseline, so
+    that groups without any difference teach nothing.
     """
     return jnp.where(batch.advantage_B >= 0, 1.0, jnp.minimum(_product_of_ratios(batch), 1.0))[
         :, None

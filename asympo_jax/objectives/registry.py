@@ -185,7 +185,12 @@ def _with_loss(
     kl_coefficient: float,
 ) -> Objective:
     """The objective in a loss of another form, checked."""
-    aggregation = aggregation or objective.aggregation
+    aggregation = objective.aggregation if aggregation is None else aggregation
+    if constant is not None and aggregation != "constant":
+        raise ValueError(
+            f"objective.constant={constant}: goes with objective.aggregation='constant', not "
+            f"{aggregation!r}"
+        )
     constant = objective.constant if constant is None else constant
     if aggregation not in get_args(Aggregation):
         raise ValueError(
