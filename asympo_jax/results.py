@@ -53,7 +53,7 @@ def write(cases: Sequence[Case], workdir: pathlib.Path, sweep: Mapping[str, Any]
         name = objective.replace(":", ".")
         _write_json(out / f"{name}.json", {"objective": objective, "runs": runs})
     about = {
-        "command": " ".join(["python -m asympo_jax.sweep", *sys.argv[1:]]),
+        "command": " ".join(["python -m asympo_jax.sweep", *_arguments()]),
         "axes": sweep["axes"],
         "settings": sweep["settings"],
         "base": sweep["base"],
@@ -112,6 +112,11 @@ def _means(
         means.append(float(f"{mean:.{_SIGNIFICANT_DIGITS}g}") if math.isfinite(mean) else None)
         before = update
     return means if any(mean is not None for mean in means) else []
+
+
+def _arguments() -> list[str]:
+    """The command line's arguments, where they do not tell of this machine's folders."""
+    return ["--workdir=DIR" if x.startswith("--workdir") else x for x in sys.argv[1:]]
 
 
 def _cpu() -> str:

@@ -56,6 +56,7 @@ def test_every_combination_is_run_and_its_compact_result_kept(swept):
     assert run["failure"] is None
     about = results(swept.workdir, "laboratory")
     assert about["axes"]["objective"]["name"] == ["asympo", "spo"]
+    assert "--workdir=DIR" in about["command"] and str(swept.workdir) not in about["command"]
     assert "jax" in about["versions"] and about["machine"]["cores"] >= 1
 
 
