@@ -298,7 +298,10 @@ def test_a_closed_terminal_does_not_end_a_run(runner, tmp_path):
 def test_samplers_on_a_platform_that_is_not_there_say_so(runner, tmp_path):
     run = runner.train(tmp_path / "run", sampler__platform="tpu")
     assert run.code == 1
-    assert "sampler.platform='tpu': jax finds no such device here" in run.error
+    assert run.error.startswith(
+        "error: sampler 0: sampler.platform='tpu': jax finds no such device"
+    )
+    assert "Traceback" not in run.stderr
 
 
 def test_a_platform_that_is_not_there_is_told_in_a_sentence(runner, tmp_path):
