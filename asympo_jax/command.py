@@ -1,7 +1,7 @@
 """What the command lines share: flags, the config, and errors as one sentence with an exit code.
 
-Exit codes: 0 done · 1 the run failed · 2 wrong input, nothing was started · 130 interrupted ·
-143 terminated.
+Exit codes: 0 done · 1 the run failed · 2 wrong input, nothing was started · 3 a loss, a gradient or
+parameters are no longer finite · 130 interrupted · 143 terminated, or the terminal was closed.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from ml_collections import config_flags
 from asympo_jax import config as config_module
 from asympo_jax import interrupts
 from asympo_jax.defaults import default_config
+from asympo_jax.endings import INTERRUPTED, REFUSED, TERMINATED, RunFailed
 from asympo_jax.progress import say
-from asympo_jax.training import RunFailed
 
 _DEFAULT_CONFIG = config_module.__file__
 _CONFIG_FLAG = "config"
@@ -47,7 +47,7 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        _end(str(error), 2)
+        _end(str(error), REFUSED)
 
 
 def tell(text: str) -> None:
@@ -80,11 +80,11 @@ def _guard(main: Callable[[], None]) -> None:
     try:
         main()
     except RunFailed as error:
-        _end(str(error), 1)
+        _end(str(error), error.exit_code)
     except interrupts.Terminated:
-        _end("terminated; the same command carries on from the last checkpoint", 143)
+        _end("terminated; the same command carries on from the last checkpoint", TERMINATED)
     except KeyboardInterrupt:
-        _end("interrupted; the same command carries on from the last checkpoint", 130)
+        _end("interrupted; the same command carries on from the last checkpoint", INTERRUPTED)
 
 
 def _parse(arguments: list[str]) -> list[str]:
@@ -102,13 +102,13 @@ def _parse(arguments: list[str]) -> list[str]:
     except SystemExit:  # after printing its help absl ends with 1, as if something had failed
         sys.exit(0)
     except (AttributeError, KeyError) as error:
-        _end(_unknown_field(str(error)), 2)
+        _end(_unknown_field(str(error)), REFUSED)
     except flags.Error as error:
-        _end(_flag_words(str(error)), 2)
+        _end(_flag_words(str(error)), REFUSED)
     except Exception as error:  # a user's config file may raise anything
-        _end(f"--{_CONFIG_FLAG}: {type(error).__name__}: {error}", 2)
+        _end(f"--{_CONFIG_FLAG}: {type(error).__name__}: {error}", REFUSED)
     if len(rest) > 1:
-        _end(f"unknown arguments: {' '.join(rest[1:])!r}", 2)
+        _end(f"unknown arguments: {' '.join(rest[1:])!r}", REFUSED)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # libraries tell every step of theirs at INFO
     return rest

@@ -27,7 +27,6 @@ from asympo_jax.settings import (
     SamplerConfig,
 )
 
-_MAX_STALL_S = 1e6
 # Of integers that are worked through one by one before anything else would stop them.
 _LARGEST = {
     "group_size": 2**16,
@@ -107,11 +106,6 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
     source = config.to_dict()
     warmup = config.warmup.to_dict()
     warmup_dir, warmup_seed = warmup.pop("dir"), warmup.pop("seed")
-    if not 0 < config.runtime.stall_s <= _MAX_STALL_S:
-        raise ValueError(
-            f"runtime.stall_s={config.runtime.stall_s}: must be positive and at most "
-            f"{_MAX_STALL_S:.0f}"
-        )
     return ExperimentConfig(
         seed=config.seed,
         prompts_per_update=config.prompts_per_update,
@@ -119,7 +113,7 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
         pacing=pacing,
         queue_capacity=_queue_capacity(config),
         objective=objective,
-        step=_step(config, objective),
+        step=_step(config, objective, pacing),
         task_name=task_name,
         task_options=task_options,
         reward=_reward(config),
@@ -167,8 +161,10 @@ def _check_integer(field: str, value: Any) -> None:
 def _objective(config: ml_collections.ConfigDict) -> objectives.Objective:
     """The objective with its options."""
     options = _set_fields(config.objective)
-    objective = objectives.make(options.pop("name"), **options)
-    if objective.aggregation == "constant" and "constant" not in options:
+    name = options.pop("name")
+    objective = objectives.make(name, **options)
+    has_its_own = name not in objectives.names() and "aggregation" not in options
+    if objective.aggregation == "constant" and "constant" not in options and not has_its_own:
         longest = float(config.sampler.max_response_tokens)
         return dataclasses.replace(objective, constant=longest)
     return objective
@@ -262,7 +258,9 @@ def _queue_capacity(config: ml_collections.ConfigDict) -> int:
     return needed if capacity is None else capacity
 
 
-def _step(config: ml_collections.ConfigDict, objective: objectives.Objective) -> StepConfig:
+def _step(
+    config: ml_collections.ConfigDict, objective: objectives.Objective, pacing: Pacing
+) -> StepConfig:
     """What the learner's step computes."""
     num_responses = config.prompts_per_update * config.group_size
     micro_batch = config.learner.micro_batch
@@ -296,5 +294,6 @@ def _step(config: ml_collections.ConfigDict, objective: objectives.Objective) ->
         scale=scale,
         micro_batch=micro_batch,
         logp_chunk=config.learner.logp_chunk,
-        proximal_every_updates=config.learner.proximal_every_updates,
+        # Proximal parameters lie between those that sampled and the current ones.
+        proximal_every_updates=min(config.learner.proximal_every_updates, pacing.max_lag + 1),
     )

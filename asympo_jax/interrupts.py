@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as exceptions that cannot get lost.
+"""SIGINT, SIGTERM and SIGHUP as exceptions that cannot get lost.
 
 A handler's exception is swallowed where Python ignores exceptions, as in destructors and callbacks
 of libraries. So a signal is remembered, too, and raised again where the work says that it is safe.
@@ -9,15 +9,19 @@ from typing import NoReturn
 
 
 class Terminated(BaseException):
-    """SIGTERM: unwinds the run, so that roles are stopped and nothing is left behind."""
+    """SIGTERM or SIGHUP: unwinds the run, so that roles stop and nothing is left behind."""
 
 
-_KINDS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+_KINDS = {
+    signal.SIGINT: KeyboardInterrupt,
+    signal.SIGTERM: Terminated,
+    signal.SIGHUP: Terminated,  # the terminal was closed
+}
 _received: list[type[BaseException]] = []
 
 
 def install() -> None:
-    """From now on both signals raise; one that this process was told to ignore stays ignored."""
+    """From now on these signals raise; one that this process was told to ignore stays ignored."""
     for number in _KINDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _raise)

@@ -1,12 +1,13 @@
 """A sweep: one experiment repeated over the values of some of its fields.
 
     WORKDIR/<run>/            one directory a run, as `train` leaves it, without its checkpoints
-    WORKDIR/jobs/             config and output of each run, and the cause if it failed
+    WORKDIR/jobs/             config and output of each run, and why it failed if it did
     WORKDIR/warmup/           shared by all runs
+    WORKDIR/compiled/         compiled programs, shared by all runs
     WORKDIR/results/          compact results, what `report` reads and what is worth keeping
 
 A run whose result is there is not repeated; one that was cut off goes on or starts anew, whichever
-its directory allows, and ends with the same bits.
+its directory allows, and ends with the same bits: each run has as many cores as the others.
 """
 
 import json
@@ -18,10 +19,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 from asympo_jax import workdirs
-from asympo_jax.config import resolve
+from asympo_jax.config import read_json, resolve
+from asympo_jax.endings import DIVERGED, FAILED
 from asympo_jax.runtime import placement
 from asympo_jax.sweep_config import Case
 
@@ -33,69 +36,111 @@ def job_file(workdir: pathlib.Path, case: Case, suffix: str) -> pathlib.Path:
     return workdir / "jobs" / f"{case.name}.{suffix}"
 
 
+def result(workdir: pathlib.Path, case: Case) -> dict[str, Any] | None:
+    """The result of a run that is done, None if it is not.
+
+    Raises:
+        ValueError: its directory has a run of another config, or one evaluated otherwise.
+    """
+    directory = workdir / case.name
+    config = resolve(case.config)
+    found = workdirs.result(directory, config)
+    if found is not None:
+        before, now = (
+            c.get("eval", {}) for c in (read_json(directory / "config.json"), config.source)
+        )
+        for name in sorted(now.keys() | before.keys()):
+            if before.get(name) != now.get(name):
+                raise ValueError(
+                    f"eval.{name}={now.get(name)!r}: {directory} was evaluated with "
+                    f"{before.get(name)!r}; use another workdir"
+                )
+    return found
+
+
 class Laboratory:
     """Runs the cases that have no result yet, several at a time, each on cores of its own.
 
     Args:
-        runs: of the sweep.
+        cases: of the sweep.
         workdir: of the sweep.
         num_processes: runs at a time.
         environment: of the processes.
         say: takes a line for the person who waits.
+        ended: called after each run that ended, by one thread at a time.
     """
 
     def __init__(
         self,
-        runs: Sequence[Case],
+        cases: Sequence[Case],
         workdir: pathlib.Path,
         num_processes: int,
         environment: Mapping[str, str],
         say: Callable[[str], None],
+        ended: Callable[[], object],
     ):
         """Finds out what is done.
 
         Raises:
-            ValueError: the directory has runs of another sweep.
+            ValueError: the directory has runs of another sweep, or on another number of cores.
         """
         self._workdir = workdir
-        self._num_processes = num_processes
         self._environment = dict(environment)
         self._say = say
-        self._num_cases = len(runs)
-        self._missing = [run for run in runs if self._result(run) is None]
+        self._ended = ended
+        self._num_cases = len(cases)
+        self._missing = [case for case in cases if result(workdir, case) is None]
+        cores = placement.available_cores()
+        self._shares = [_share(cores, i, num_processes) for i in range(num_processes)]
+        self._require_same_cores(len(self._shares[0]))
         self._waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()
-        for run in self._missing:
-            self._waiting.put(run)
+        for case in self._missing:
+            self._waiting.put(case)
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
         self._num_ended = 0
         self._failed: list[str] = []
+        self._start = time.monotonic()
 
     def run(self) -> list[str]:
-        """Runs what is missing; returns the names of runs that failed."""
+        """Runs what is missing; returns the names of runs that failed.
+
+        Raises:
+            OSError: a process cannot be started, or a file of the sweep not be written.
+        """
         done = self._num_cases - len(self._missing)
         self._say(
             f"{self._num_cases} runs: {done} done before, {len(self._missing)} to do, "
-            f"{self._num_processes} at a time"
+            f"{len(self._shares)} at a time"
         )
         self._start = time.monotonic()
-        cores = placement.available_cores()
-        threads = [
-            threading.Thread(target=self._work, args=(_share(cores, i, self._num_processes),))
-            for i in range(self._num_processes)
-        ]
-        for thread in threads:
-            thread.start()
+        threads = futures.ThreadPoolExecutor(len(self._shares))
         try:
-            for thread in threads:
-                thread.join()
+            workers = [threads.submit(self._work, share) for share in self._shares]
+            for worker in futures.as_completed(workers):
+                worker.result()  # or raises what went wrong in it
         except BaseException:  # Ctrl-C and SIGTERM, too
             self._stop()
-            for thread in threads:
-                thread.join()
             raise
+        finally:
+            threads.shutdown()
         return self._failed
+
+    def _require_same_cores(self, cores_per_run: int) -> None:
+        """Refuses to go on with another number of cores, on which sums have other bits."""
+        path = self._workdir / "jobs" / "cores_per_run"
+        if path.exists():
+            before = path.read_text().strip()
+            if self._missing and before != str(cores_per_run):
+                raise ValueError(
+                    f"--processes={len(self._shares)}: gives each run {cores_per_run} cores, and "
+                    f"the runs that {self._workdir} has got {before}; give as many as then, or "
+                    "another workdir"
+                )
+        else:
+            path.parent.mkdir(exist_ok=True)
+            workdirs.replace(path, f"{cores_per_run}\n")
 
     def _work(self, cores: list[int]) -> None:
         """Runs cases until none waits or the sweep is stopped."""
@@ -109,13 +154,17 @@ class Laboratory:
             code = self._train(case)
             if code is None:
                 return
-            self._tell(case, code, time.monotonic() - start)
+            words = self._settle(case, code)
+            with self._lock:
+                self._tell(case, f"{words} · {time.monotonic() - start:.0f} s")
+                self._ended()
 
     def _train(self, case: Case) -> int | None:
         """Runs one case to its end; None if the sweep was stopped."""
+        job_file(self._workdir, case, "failure").unlink(missing_ok=True)
         config_path = job_file(self._workdir, case, "json")
-        config_path.parent.mkdir(exist_ok=True)
-        config_path.write_text(json.dumps(case.config.to_dict(), indent=2, sort_keys=True) + "\n")
+        text = json.dumps(case.config.to_dict(), indent=2, sort_keys=True) + "\n"
+        workdirs.replace(config_path, text)
         command = [sys.executable, "-m", "asympo_jax.train"]
         command += [f"--config={config_path}", f"--workdir={self._workdir / case.name}"]
         with job_file(self._workdir, case, "log").open("wb") as log:
@@ -136,53 +185,51 @@ class Laboratory:
             self._running.discard(process)
             return None if self._stopped else code
 
-    def _tell(self, case: Case, code: int, seconds: float) -> None:
-        """Accounts for a run that ended."""
-        failure = job_file(self._workdir, case, "failure")
+    def _settle(self, case: Case, code: int) -> str:
+        """Keeps what became of a run that ended; returns it in words."""
         if code == 0:
             shutil.rmtree(self._workdir / case.name / "checkpoints", ignore_errors=True)
-            failure.unlink(missing_ok=True)
-            result = self._result(case)
-            assert result is not None
-            words = f"accuracy {result['eval/accuracy']:.3f}"
+            found = result(self._workdir, case)
+            if found is None:
+                raise OSError(f"{self._workdir / case.name}: the run ended without a result.json")
+            return f"accuracy {found['eval/accuracy']:.3f}"
+        self._failed.append(case.name)
+        if code < 0:
+            cause = f"killed by signal {-code}"
         else:
             log = job_file(self._workdir, case, "log")
             lines = log.read_text(errors="replace").splitlines()
             cause = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
-            failure.write_text(cause + "\n")
-            words = f"failed, {cause}"
-        with self._lock:
-            self._num_ended += 1
-            if code:
-                self._failed.append(case.name)
-            left = len(self._missing) - self._num_ended
-            left_s = (time.monotonic() - self._start) / self._num_ended * left
-            number = self._num_cases - left
-            self._say(
-                f"[{number}/{self._num_cases}] {case.name}: {words} · {seconds:.0f} s"
-                + (f" · {left_s / 60:.0f} min left" if left else "")
-            )
+        if code in (FAILED, DIVERGED) or code < 0:  # others never began, and say nothing of a run
+            failure = {"cause": cause, "diverged": code == DIVERGED}
+            workdirs.replace(job_file(self._workdir, case, "failure"), json.dumps(failure) + "\n")
+        return f"failed, {cause}"
 
-    def _result(self, case: Case) -> dict[str, Any] | None:
-        """The result of a case that is done.
-
-        Raises:
-            ValueError: its directory has a run of another config.
-        """
-        return workdirs.result(self._workdir / case.name, resolve(case.config))
+    def _tell(self, case: Case, words: str) -> None:
+        """A line for a run that ended."""
+        self._num_ended += 1
+        left = len(self._missing) - self._num_ended
+        left_s = (time.monotonic() - self._start) / self._num_ended * left
+        self._say(
+            f"[{self._num_cases - left}/{self._num_cases}] {case.name}: {words}"
+            + (f" · {left_s / 60:.0f} min left" if left else "")
+        )
 
     def _stop(self) -> None:
         """Ends the runs; each cleans up after itself, or is killed."""
         with self._lock:
             self._stopped = True
             running = list(self._running)
-        for process in running:
-            process.terminate()
-        deadline = time.monotonic() + _TERMINATE_TIMEOUT_S
-        for process in running:
-            try:
+        try:
+            for process in running:
+                process.terminate()
+            deadline = time.monotonic() + _TERMINATE_TIMEOUT_S
+            for process in running:
                 process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired:
+            pass
+        finally:  # after a second Ctrl-C, too
+            for process in running:
                 process.kill()
 
 

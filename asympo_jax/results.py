@@ -9,17 +9,20 @@ import math
 import os
 import pathlib
 import platform
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from asympo_jax.laboratory import job_file
+from asympo_jax import laboratory, workdirs
 from asympo_jax.runtime.metrics import read_metrics
 from asympo_jax.sweep_config import Case
 
 ABOUT = "laboratory.json"
 _METRICS = (
+    "lag/mean",
+    "lag/max",
     "reward/mean",
     "nll/positive",
     "nll/negative",
@@ -40,8 +43,17 @@ _METRICS = (
 _SIGNIFICANT_DIGITS = 4
 
 
-def write(cases: Sequence[Case], workdir: pathlib.Path, sweep: Mapping[str, Any]) -> pathlib.Path:
-    """Writes the results of all runs that have ended; returns their directory."""
+def write(
+    cases: Sequence[Case], workdir: pathlib.Path, sweep: Mapping[str, Any], is_new: bool
+) -> pathlib.Path:
+    """Writes the results of all runs that have ended; returns their directory.
+
+    Args:
+        cases: of the sweep.
+        workdir: of the sweep.
+        sweep: its config.
+        is_new: whether a run has just ended: the results are of this machine and these versions.
+    """
     out = workdir / "results"
     out.mkdir(exist_ok=True)
     by_objective: dict[str, list[dict[str, Any]]] = {}
@@ -53,18 +65,27 @@ def write(cases: Sequence[Case], workdir: pathlib.Path, sweep: Mapping[str, Any]
         name = objective.replace(":", ".")
         _write_json(out / f"{name}.json", {"objective": objective, "runs": runs})
     about = {
-        "command": " ".join(["python -m asympo_jax.sweep", *_arguments()]),
+        "command": shlex.join(["python", "-m", "asympo_jax.sweep", *_arguments()]),
         "axes": sweep["axes"],
         "settings": sweep["settings"],
         "base": sweep["base"],
+    }
+    before = json.loads((out / ABOUT).read_text()) if (out / ABOUT).exists() else {}
+    made = _made() if is_new or "versions" not in before else before
+    _write_json(out / ABOUT, about | {name: made[name] for name in ("machine", "versions")})
+    return out
+
+
+def _made() -> dict[str, Any]:
+    """On what, and with what."""
+    packages = ("asympo_jax", "jax", "jaxlib", "optax")
+    return {
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("asympo_jax", "jax", "jaxlib", "optax")},
+            **{name: metadata.version(name) for name in packages},
         },
     }
-    _write_json(out / ABOUT, about)
-    return out
 
 
 def _record(case: Case, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -74,22 +95,24 @@ def _record(case: Case, workdir: pathlib.Path) -> dict[str, Any] | None:
         "learning_rate": case.config.optimizer.learning_rate,
         "num_updates": case.config.num_updates,
     }
-    failure = job_file(workdir, case, "failure")
-    if failure.exists():
-        return {**values, "failure": failure.read_text().strip()}
-    result_path = workdir / case.name / "result.json"
-    if not result_path.exists():
+    result = laboratory.result(workdir, case)
+    failure_path = laboratory.job_file(workdir, case, "failure")
+    if result is not None:
+        ending = {name: result[name] for name in ("parameters_sha256", "wall_s")}
+        ending = {"failure": None, **ending}
+    elif failure_path.exists():
+        failure = json.loads(failure_path.read_text())
+        ending = {"failure": failure["cause"], "diverged": failure["diverged"]}
+    else:
         return None
-    result = json.loads(result_path.read_text())
-    lines = read_metrics(workdir / case.name / "metrics.jsonl")
+    metrics_path = workdir / case.name / "metrics.jsonl"
+    lines = read_metrics(metrics_path) if metrics_path.exists() else []
     evaluated = [line for line in lines if line.get("eval/accuracy") is not None]
     updates = [line["update"] for line in evaluated]
     means = {name: _means(lines, updates, name) for name in _METRICS}
     return {
         **values,
-        "failure": None,
-        "parameters_sha256": result["parameters_sha256"],
-        "wall_s": result["wall_s"],
+        **ending,
         "update": updates,
         "eval/accuracy": [line["eval/accuracy"] for line in evaluated],
         **{name: found for name, found in means.items() if found},
@@ -116,7 +139,14 @@ def _means(
 
 def _arguments() -> list[str]:
     """The command line's arguments, where they do not tell of this machine's folders."""
-    return ["--workdir=DIR" if x.startswith("--workdir") else x for x in sys.argv[1:]]
+    found: list[str] = []
+    for argument in sys.argv[1:]:
+        if found and found[-1] == "--workdir":
+            found[-1] = "--workdir=DIR"
+        else:
+            is_it = argument.startswith("--workdir=")
+            found.append("--workdir=DIR" if is_it else argument)
+    return found
 
 
 def _cpu() -> str:
@@ -130,7 +160,7 @@ def _cpu() -> str:
 def _write_json(path: pathlib.Path, data: Any) -> None:
     """A file with one line for each list of numbers."""
     text = json.dumps(data, indent=1)
-    path.write_text(_on_one_line(text) + "\n")
+    workdirs.replace(path, _on_one_line(text) + "\n")
 
 
 def _on_one_line(text: str) -> str:

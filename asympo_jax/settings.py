@@ -9,6 +9,8 @@ from asympo_jax.learning import OptimizerConfig, StepConfig, WarmupConfig
 from asympo_jax.objectives import Objective
 from asympo_jax.runtime.tickets import Pacing
 
+_MAX_STALL_S = 1e6
+
 
 @dataclasses.dataclass(frozen=True)
 class LearnerConfig:
@@ -270,6 +272,13 @@ class ExperimentConfig:
     stall_s: float
     snapshot_dir: str | None
     source: Mapping[str, Any]
+
+    def __post_init__(self):
+        """Refuses a wait that no clock can count."""
+        if not 0 < self.stall_s <= _MAX_STALL_S:
+            raise ValueError(
+                f"runtime.stall_s={self.stall_s}: must be positive and at most {_MAX_STALL_S:.0f}"
+            )
 
 
 def _require(

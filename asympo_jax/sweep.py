@@ -5,8 +5,10 @@
 
 `--config.base.FIELD=VALUE` changes the experiment, `--config.axes.FIELD="(A, B)"` what is varied.
 The same command on the same workdir goes on: what is done is not repeated. Compact results are in
-DIR/results; `python -m asympo_jax.report DIR/results` makes the table and the pictures of them.
-Exit codes: 0 done · 1 a run failed · 2 wrong input · 130 interrupted · 143 terminated.
+DIR/results after each run; `python -m asympo_jax.report DIR` makes the table and the pictures.
+Runs are many: configs/staleness.py says how long its studies took.
+Exit codes: 0 done · 1 a run failed · 2 wrong input · 130 interrupted · 143 terminated, or the
+terminal was closed.
 """
 
 import os
@@ -15,6 +17,7 @@ import pathlib
 from absl import flags
 
 from asympo_jax import command, laboratory, results, sweep_config, workdirs
+from asympo_jax.endings import RunFailed
 from asympo_jax.progress import say
 from asympo_jax.runtime import placement
 
@@ -29,6 +32,10 @@ _PROCESSES = flags.DEFINE_integer(
 def main() -> None:
     """Checks all configs, runs what is missing, writes the compact results."""
     sweep = _CONFIG.value
+
+    def keep(is_new: bool) -> pathlib.Path:
+        return results.write(cases, workdir, sweep.to_dict(), is_new)
+
     with command.refusals():
         workdir = command.directory(_WORKDIR)
         if any(section not in sweep for section in ("base", "axes", "settings")):
@@ -42,15 +49,17 @@ def main() -> None:
             _PROCESSES.value or len(placement.available_cores()),
             _environment(workdir),
             say,
+            ended=lambda: keep(is_new=True),
         )
     with lock:
         try:
             failed = lab.run()
-        finally:
-            out = results.write(cases, workdir, sweep.to_dict())
+            out = keep(is_new=False)
+        except OSError as error:  # a full disk, a directory that is gone
+            raise RunFailed(str(error)) from error
     say(f"results: {out}; python -m asympo_jax.report {out} makes the table and the pictures")
     if failed:
-        raise command.RunFailed(f"{len(failed)} of {len(cases)} runs failed: {', '.join(failed)}")
+        raise RunFailed(f"{len(failed)} of {len(cases)} runs failed: {', '.join(failed)}")
 
 
 def _environment(workdir: pathlib.Path) -> dict[str, str]:

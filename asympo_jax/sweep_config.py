@@ -2,12 +2,15 @@
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
 from asympo_jax.config import resolve
+
+_MAX_NAME = 200  # bytes, to which suffixes are added
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Case:
     @property
     def name(self) -> str:
         """Name of its directory."""
-        return ",".join(f"{field}={value}" for field, value in self.values.items())
+        words = ",".join(f"{field}={value}" for field, value in self.values.items())
+        return words.replace("/", "%2F")
 
 
 def make_sweep(
@@ -37,8 +41,9 @@ def make_sweep(
 
     Args:
         base: the experiment.
-        axes: dotted field -> its values; the product of all is run, the last field first.
-        settings: name of an objective -> dotted field -> value, for that objective alone.
+        axes: dotted field -> its values; the product of all is run.
+        settings: name of an objective -> dotted field -> value, for that objective alone. A field
+            that all objectives of the axes set is None in `base`.
     """
     sweep: Any = ml_collections.ConfigDict()
     sweep.base = base
@@ -48,6 +53,9 @@ def make_sweep(
     sweep.settings = {
         objective: tuple(sorted(fields.items())) for objective, fields in (settings or {}).items()
     }
+    for field in _set_by_all(sweep):
+        with base.ignore_type():
+            _set(base, field, None)
     return sweep
 
 
@@ -58,6 +66,18 @@ def cases(sweep: ml_collections.ConfigDict) -> list[Case]:
         ValueError: naming the run and what is wrong with it.
     """
     axes = dict(_leaves(sweep.axes))
+    for field, values in axes.items():
+        if not values:
+            raise ValueError(f"axes.{field}={values!r}: must have at least one value")
+        if any(value in values[:i] for i, value in enumerate(values)):
+            raise ValueError(f"axes.{field}={values!r}: its values must differ")
+    for field in _set_by_all(sweep):
+        value = _get(sweep.base, field)
+        if value is not None and field not in axes:
+            raise ValueError(
+                f"base.{field}={value!r}: would change nothing, as settings give each objective "
+                f"its own; set settings, or axes.{field}"
+            )
     found = []
     for chosen in itertools.product(*axes.values()):
         values = dict(zip(axes, chosen, strict=True))
@@ -66,9 +86,12 @@ def cases(sweep: ml_collections.ConfigDict) -> list[Case]:
             resolve(case.config)
         except ValueError as error:
             raise ValueError(f"run {case.name}: {error}") from error
+        if len(os.fsencode(case.name)) > _MAX_NAME:
+            raise ValueError(
+                f"axes: the run {case.name[:60]!r}… would have a name of more than {_MAX_NAME} "
+                "bytes; vary fewer fields"
+            )
         found.append(case)
-    if not found:
-        raise ValueError("axes: a sweep needs at least one value for each of its fields")
     return found
 
 
@@ -80,6 +103,20 @@ def _config(sweep: ml_collections.ConfigDict, values: Mapping[str, Any]) -> Any:
     for field, value in sweep.settings.get(config.objective.name, ()):
         if field not in values:
             _set(config, field, value)
+    return config
+
+
+def _set_by_all(sweep: Any) -> list[str]:
+    """Fields that the settings of every objective of the sweep set."""
+    names = dict(_leaves(sweep.axes)).get("objective.name", (sweep.base.objective.name,))
+    each = [{field for field, _ in sweep.settings.get(name, ())} for name in names]
+    return sorted(set.intersection(*each)) if each else []
+
+
+def _get(config: Any, field: str) -> Any:
+    """The value of a dotted field."""
+    for name in field.split("."):
+        config = _field(config, name, field)
     return config
 
 
@@ -101,7 +138,9 @@ def _set(config: ml_collections.ConfigDict, field: str, value: Any) -> None:
 def _field(config: ml_collections.ConfigDict, name: str, field: str) -> Any:
     """A field that must be there."""
     if name not in config:
-        raise ValueError(f"{field}: is no field of the config")
+        raise ValueError(
+            f"{field}: is no field of the config; asympo_jax/defaults.py lists all fields"
+        )
     return config[name]
 
 

@@ -16,6 +16,7 @@ from typing import IO, Any
 import jax
 
 from asympo_jax import experiment, interrupts, workdirs
+from asympo_jax.endings import Diverged, RunFailed
 from asympo_jax.learning import (
     TrainState,
     make_optimizer,
@@ -47,17 +48,12 @@ _STOP_TIMEOUT_S = 8.0
 _CAUSES = (
     Closed,
     Stalled,
-    NonFinite,
     RewardError,
     SnapshotRefused,
     CheckpointRefused,
     MetricsRefused,
     OSError,  # a full disk, a directory that is gone
 )
-
-
-class RunFailed(Exception):
-    """A run that ended without its result; the message is one sentence of cause."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +79,7 @@ class Prepared:
 
         Raises:
             RunFailed: the run broke; the message names the first cause.
+            Diverged: its numbers are not finite.
         """
         if self.result is not None:
             return self.result
@@ -101,6 +98,8 @@ class Prepared:
             try:
                 run = _Run(self.config, self.parts, self.workdir, store, run_id)
                 result = run.train(all_cores)
+            except NonFinite as failure:
+                raise Diverged(str(failure)) from failure
             except _CAUSES as failure:
                 raise RunFailed(str(failure)) from failure
             except (MemoryError, jax.errors.JaxRuntimeError) as failure:

@@ -44,7 +44,7 @@ def prepare(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] |
     found = result(workdir, config)
     if found is None:
         path = workdir / "config.json"
-        _replace(path, json.dumps(config.source, indent=2, sort_keys=True) + "\n")
+        replace(path, json.dumps(config.source, indent=2, sort_keys=True) + "\n")
     return found
 
 
@@ -136,7 +136,14 @@ def warmup_directory(config: ExperimentConfig, workdir: pathlib.Path) -> pathlib
 
 def write_result(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
     """Writes `result.json`."""
-    _replace(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+    replace(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def replace(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all: beside its name, then renamed."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    os.replace(partial, path)
 
 
 def _require_empty(workdir: pathlib.Path) -> None:
@@ -167,10 +174,3 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    """Writes a file beside its name and renames it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    os.replace(partial, path)

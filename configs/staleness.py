@@ -4,14 +4,17 @@
 
     learning_rate  each objective at lag 16 with three learning rates, on a seed of its own
     objectives     each objective at its best of those, lags 0 to 256, three seeds
-    periodic       samplers refreshed every 16 updates instead of a fixed lag
+    long           some of them for 400 updates, in which a lag of 256 is really reached
+    periodic       samplers refreshed every 1, 16 and 64 updates instead of a fixed lag
     alpha          SPO's scale of negative responses
     floor          ASymPO's floor of the NLL
     asympo_rate    ASymPO over a wide range of learning rates
 
-Everything runs in one process a run (`runtime.name=sync`), in ticket order: a lag is exactly what
-it says, and the results are the same bits on every call. All seeds start from one warm-up: they
-vary the prompts and the draws, as runs from one base model do.
+Everything runs in one process a run (`runtime.name=sync`), in ticket order: update n trains on
+samples of version max(0, n − lag), no other, and the results are the same bits on every call on one
+kind of machine. So with 100 updates a lag of 64 is reached after 64 of them, and at 256 all samples
+are those of the initial parameters. All seeds start from one warm-up: they vary the prompts and the
+draws, as runs from one base model do. All runs are evaluated on the same prompts.
 """
 
 import ml_collections
@@ -40,10 +43,16 @@ def get_config(study: str = "objectives") -> ml_collections.ConfigDict:
             "seed": (100,),
         },
         "objectives": {"objective.name": OBJECTIVES, "lag": LAGS, "seed": SEEDS},
+        "long": {
+            "objective.name": ("spo", "asympo", "dapo", "topr", "decoupled_ppo"),
+            "lag": (256,),
+            "num_updates": (400,),
+            "seed": SEEDS,
+        },
         "periodic": {
             "objective.name": ("reinforce", "asympo", "grpo"),
             "lag": (0,),
-            "refresh_every_updates": (16,),
+            "refresh_every_updates": (1, 16, 64),
             "seed": SEEDS,
         },
         "alpha": {
@@ -67,7 +76,8 @@ def get_config(study: str = "objectives") -> ml_collections.ConfigDict:
     }
     if study not in axes:
         raise ValueError(f"configs/staleness.py:{study}: must be one of {sorted(axes)}")
-    settings = {name: {"optimizer.learning_rate": rate} for name, rate in BEST_RATE.items()}
+    rate = "optimizer.learning_rate"
+    settings = {} if rate in axes[study] else {name: {rate: BEST_RATE[name]} for name in BEST_RATE}
     return make_sweep(_base(), axes[study], settings)
 
 

@@ -27,6 +27,7 @@ ROOMS_OF_FLOOR = {
         "workdirs",
         "progress",
         "interrupts",
+        "endings",
         "training",
         "report",
         "laboratory",

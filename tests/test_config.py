@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import runpy
 import subprocess
 import sys
@@ -112,10 +113,10 @@ def test_options_of_ones_own_reach_the_task_from_a_config_file_and_from_json():
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
 
-def lab_record(path: pathlib.Path) -> tuple[str | None, ml_collections.ConfigDict]:
+def lab_record(path: pathlib.Path, *arguments: str) -> tuple[str | None, ml_collections.ConfigDict]:
     """Docstring and config of a config file."""
     names = runpy.run_path(str(path))
-    return names["__doc__"], names["get_config"]()
+    return names["__doc__"], names["get_config"](*arguments)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
@@ -126,6 +127,38 @@ def test_every_lab_record_is_a_config_that_resolves(path):
         assert len(cases(config)) > 1
     else:
         resolve(config)
+
+
+def test_every_study_of_the_laboratory_is_a_sweep_and_told_of():
+    path = CONFIGS / "staleness.py"
+    with pytest.raises(ValueError, match="must be one of") as refused:
+        lab_record(path, "nope")
+    studies = re.findall(r"'(\w+)'", str(refused.value))
+    assert len(studies) > 5
+    for study in studies:
+        record, config = lab_record(path, study)
+        assert len(cases(config)) > 1
+        assert record is not None and f"\n    {study} " in record
+
+
+def test_proximal_parameters_are_never_older_than_those_that_sampled():
+    for lag, refresh, found in ((0, 1, 1), (2, 1, 3), (16, 1, 4), (0, 3, 3)):
+        config = default_config()
+        config.lag, config.refresh_every_updates = lag, refresh
+        assert resolve(config).step.proximal_every_updates == found
+
+
+def test_the_divisor_of_a_users_own_objective_is_kept_unless_it_is_set():
+    for fields, constant in (
+        ({}, 7.0),
+        ({"constant": 3.0}, 3.0),
+        ({"aggregation": "constant"}, 24.0),
+    ):
+        config = default_config()
+        config.objective.name = "tasks_for_tests:divided"
+        for name, value in fields.items():
+            config.objective[name] = value
+        assert resolve(config).objective.constant == constant
 
 
 def test_the_default_config_is_the_lab_record_of_the_arithmetic_task():

@@ -92,6 +92,22 @@ def test_the_balance_is_the_loss_in_two_halves(metrics):
     np.testing.assert_allclose(metrics["balance/net"], positive + negative, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", objectives.names())
+def test_the_balance_is_the_loss_where_it_is_a_mean_over_responses(name):
+    loss, found, _ = value_metrics_gradient(name, CASE)
+    if objectives.make(name).aggregation == "response_mean":
+        np.testing.assert_allclose(found["balance/net"], loss, rtol=1e-5, atol=1e-7)
+    else:
+        assert abs(found["balance/net"] - loss) > 1e-4
+
+
+def test_the_likelihood_of_no_responses_is_not_known():
+    case = dataclasses.replace(CASE, advantage_B=-np.abs(CASE.advantage_B))
+    found = value_metrics_gradient("grpo", case)[1]
+    assert np.isnan(found["nll/positive"]) and np.isnan(found["nll/ratio"])
+    assert found["nll/negative"] > 0 and found["balance/positive"] == 0
+
+
 def test_weights_are_summarised_over_drawn_tokens(metrics):
     weight = weight_of_grpo()[MASK]
     np.testing.assert_allclose(metrics["weight/mean"], weight.mean(), rtol=1e-5)

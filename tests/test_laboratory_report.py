@@ -38,8 +38,10 @@ def outcome(values, accuracies=(0.5, 0.6, 0.8), rate=3e-4):
     }
 
 
-def failed(values, cause="the loss of update 7 is not finite"):
-    return {"values": values, "learning_rate": 3e-4, "num_updates": 20, "failure": cause}
+def failed(values, cause="the loss of update 17 is not finite", diverged=True):
+    """A run that broke off after its evaluation at update 10."""
+    run = outcome(values) | {"failure": cause, "diverged": diverged}
+    return {name: x[:2] if isinstance(x, list) else x for name, x in run.items()}
 
 
 def write_sweep(directory, axes, make=outcome):
@@ -123,7 +125,8 @@ def test_a_cell_is_the_mean_over_seeds_with_its_standard_error(tmp_path, capsys)
     found = cell(tmp_path)
     assert found["accuracy_mean"] == pytest.approx(0.8)
     assert found["accuracy_standard_error"] == pytest.approx(0.1 / math.sqrt(3))
-    assert found["accuracies"] == [0.8, 0.9, 0.7]
+    runs = [(run["seed"], run["accuracy"]) for run in found["runs"]]
+    assert runs == [(0, 0.8), (1, 0.9), (2, 0.7)]
     assert "0.800 ± 0.058" in capsys.readouterr().out
 
 
@@ -134,7 +137,7 @@ def test_a_run_collapsed_if_it_ends_below_half_of_its_best(tmp_path, final, coll
     assert ("1/3 collapsed" in markdown(tmp_path)[2][1]) == bool(collapsed)
 
 
-def test_a_failed_run_counts_as_collapsed_and_enters_no_mean(tmp_path, capsys):
+def test_a_run_that_diverged_counts_as_collapsed_and_enters_no_mean(tmp_path, capsys):
     def make(values):
         good = outcome(values, (0.5, 0.6, 0.7 + values["seed"] / 10))
         return failed(values) if values["seed"] == 2 or values["lag"] == 16 else good
@@ -142,10 +145,62 @@ def test_a_failed_run_counts_as_collapsed_and_enters_no_mean(tmp_path, capsys):
     write_sweep(tmp_path, axes(["asympo"]), make)
     some, all_of_them = (cell(tmp_path, column=i) for i in (0, 1))
     assert (some["accuracy_mean"], some["collapsed"]) == (pytest.approx(0.75), 1)
-    assert some["failures"] == ["the loss of update 7 is not finite"]
+    assert some["runs"][2] == {
+        "seed": 2, "accuracy": None, "failure": "the loss of update 17 is not finite"
+    }  # fmt: skip
     assert (all_of_them["accuracy_mean"], all_of_them["collapsed"]) == (None, 3)
-    assert "4 runs failed: no accuracy of theirs enters a mean" in capsys.readouterr().out
-    assert markdown(tmp_path)[2][1:] == ["0.750 ± 0.050, 1/3 collapsed", "–, 3/3 collapsed"]
+    printed = capsys.readouterr().out
+    assert "4 runs broke off, 4 of them by numbers that are not finite" in printed
+    texts = ["0.750 ± 0.050 (mean of 2), 1/3 collapsed", "–, 3/3 collapsed"]
+    assert markdown(tmp_path)[2][1:] == texts
+
+
+def test_a_run_that_failed_for_another_reason_has_not_collapsed(tmp_path, capsys):
+    def make(values):
+        other = failed(values, "out of memory", diverged=False)
+        return other if values["seed"] == 2 else outcome(values)
+
+    write_sweep(tmp_path, axes(["asympo"]), make)
+    found = cell(tmp_path)
+    assert (found["collapsed"], found["failed"]) == (0, 1)
+    assert markdown(tmp_path)[2][1] == "0.800 ± 0.000 (mean of 2), 1/3 failed"
+    assert "2 runs broke off, 0 of them" in capsys.readouterr().out
+
+
+def test_the_curve_of_a_run_that_failed_is_drawn_up_to_its_failure(tmp_path):
+    for name, make in (
+        ("failed", failed),
+        ("other", lambda values: failed(values) | {"eval/accuracy": [0.5, 0.1]}),
+    ):
+        write_sweep(tmp_path / name, axes(["asympo"]), make)
+        report(tmp_path / name)
+    assert (
+        image(tmp_path / "failed", "curves.png") != image(tmp_path / "other", "curves.png")
+    ).any()
+
+
+def test_no_bar_is_drawn_where_there_is_one_run(tmp_path):
+    def make(values):
+        return outcome(values) if values["seed"] == 0 or values["lag"] == 0 else None
+
+    write_sweep(tmp_path / "one", axes(["asympo"]), make)
+    write_sweep(tmp_path / "three", axes(["asympo"]))  # the same accuracies: bars of length 0
+    pictures = []
+    for name in ("one", "three"):
+        report(tmp_path / name)
+        pictures.append(image(tmp_path / name, "accuracy_by_lag.png"))
+    assert (pictures[0] != pictures[1]).any()
+
+
+def test_what_all_runs_share_stands_above_the_table(tmp_path, capsys):
+    its = {"lag": [0], "objective.name": ["asympo", "spo"], "order": ["ticket"]}
+    write_sweep(tmp_path, its | {"num_updates": [20], "seed": [0, 1]})
+    report(tmp_path)
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[0]
+        .endswith("lag 0 · order ticket · 20 updates of 32 prompts × 8 responses · 2 seeds")
+    )
 
 
 def test_runs_that_have_not_ended_are_counted_and_dashes_stand_for_them(tmp_path, capsys):
@@ -156,7 +211,7 @@ def test_runs_that_have_not_ended_are_counted_and_dashes_stand_for_them(tmp_path
     found = cell(tmp_path)
     assert (found["runs_ended"], found["runs_wanted"]) == (2, 3)
     rows = markdown(tmp_path)
-    assert rows[3] == ["asympo", "0.800 ± 0.000 (2/3 runs)", "–"]
+    assert rows[3] == ["asympo", "0.800 ± 0.000 (mean of 2)", "–"]
     assert "8 of 12 runs have not ended yet" in capsys.readouterr().out
 
 
@@ -343,6 +398,8 @@ def test_out_names_another_directory(tmp_path):
         ("asympo.json", {"learning_rate": "high"}, "'learning_rate', got 'high'"),
         ("asympo.json", {"failure": 3}, "no usable 'failure'"),
         ("asympo.json", {"update": []}, "has no evaluation"),
+        ("asympo.json", {"num_updates": 30}, "ends at update 20, must at num_updates=30"),
+        ("asympo.json", {"failure": "x"}, "no usable 'diverged'"),
         ("asympo.json", {"update": [0, "x", 2]}, "one without its update"),
         ("asympo.json", {"eval/accuracy": [0.5]}, "a number of 'eval/accuracy' for each update"),
         ("asympo.json", {"eval/accuracy": [0.5, None, 0.5]}, "not from 0 to 1"),

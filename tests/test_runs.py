@@ -256,7 +256,7 @@ def test_samplers_refreshed_periodically_have_the_lag_that_the_histogram_says(ru
 
 def test_parameters_that_are_not_finite_are_never_published_and_end_the_run(runner, tmp_path):
     run = runner.train(tmp_path / "run", optimizer__learning_rate=1e300, num_updates=1)
-    assert run.code == 1
+    assert run.code == 3
     assert "update 0: " in run.error and "params/norm" in run.error
     assert not (tmp_path / "run" / "result.json").exists()
 
@@ -313,7 +313,11 @@ def test_a_platform_that_is_not_there_is_told_in_a_sentence(runner, tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 143, "terminated"),
+    ],
 )
 def test_a_signal_ends_the_run_and_leaves_nothing_behind(runner, tmp_path, number, code, word):
     process = runner.start(tmp_path / "run", num_updates=100_000)

@@ -1,7 +1,9 @@
 """Sweeps: what runs, what is not repeated, what is kept, what is refused."""
 
+import fcntl
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,7 +80,9 @@ def test_a_run_of_a_sweep_is_the_run_that_train_makes(swept, sweeper, tmp_path):
 def test_a_sweep_that_is_done_repeats_nothing(swept, sweeper):
     files = list(swept.workdir.glob("*/metrics.jsonl"))
     before = [path.stat().st_mtime_ns for path in files]
+    made = results(swept.workdir, "laboratory")
     again = sweep(sweeper, swept.workdir)
+    assert results(swept.workdir, "laboratory") == made
     assert again.code == 0 and "2 runs: 2 done before, 0 to do" in again.stderr
     assert [path.stat().st_mtime_ns for path in files] == before
 
@@ -114,14 +118,83 @@ def test_a_run_that_fails_is_kept_with_its_cause(sweeper, tmp_path):
     assert broken.code == 1
     assert "1 of 1 runs failed" in broken.error
     (run,) = results(tmp_path, "asympo")["runs"]
-    assert "must be finite" in run["failure"]
+    assert "must be finite" in run["failure"] and run["diverged"]
+    assert run["update"] == [0] and len(run["eval/accuracy"]) == 1
+
+
+def copy_of(swept: Finished, directory: pathlib.Path) -> pathlib.Path:
+    shutil.copytree(swept.workdir, directory)
+    return directory
+
+
+def test_the_result_of_a_run_counts_and_not_an_earlier_failure(swept, sweeper, tmp_path):
+    workdir = copy_of(swept, tmp_path / "sweep")
+    failure = workdir / "jobs" / f"{NAMES[0]}.failure"
+    failure.write_text('{"cause": "is in use", "diverged": false}')
+    assert sweep(sweeper, workdir).code == 0
+    assert results(workdir, "asympo")["runs"][0]["failure"] is None
+
+
+def test_a_run_that_was_refused_leaves_no_result(sweeper, swept, tmp_path):
+    workdir = copy_of(swept, tmp_path / "sweep")
+    run = workdir / NAMES[0]
+    (run / "result.json").unlink()
+    with (run / ".lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        refused = sweep(sweeper, workdir)
+    assert refused.code == 1
+    assert f"1 of 2 runs failed: {NAMES[0]}" in refused.error and "is in use" in refused.stderr
+    assert not list((workdir / "jobs").glob("*.failure"))
+    assert results(workdir, "asympo")["runs"] == []
+    assert sweep(sweeper, workdir).code == 0
+    assert shas(workdir) == shas(swept.workdir)
+
+
+def test_runs_that_are_being_made_longer_have_no_result_yet(swept, sweeper, tmp_path):
+    workdir = copy_of(swept, tmp_path / "sweep")
+    flags = ["--config.base.num_updates=3", "--config.axes.objective.name=('asympo',)"]
+    with (workdir / NAMES[0] / ".lock").open("a") as held:  # so that it cannot go on
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert sweep(sweeper, workdir, *flags).code == 1
+    assert results(workdir, "asympo")["runs"] == []
+
+
+def test_results_are_evaluated_alike(swept, sweeper):
+    other = sweep(sweeper, swept.workdir, "--config.base.eval.num_prompts=9")
+    assert other.code == 2
+    assert "eval.num_prompts=9" in other.error and "was evaluated with 8" in other.error
+
+
+def test_all_runs_have_as_many_cores(swept, sweeper, tmp_path):
+    workdir = copy_of(swept, tmp_path / "sweep")
+    (workdir / NAMES[0] / "result.json").unlink()
+    cores = workdir / "jobs" / "cores_per_run"
+    cores.write_text(f"{int(cores.read_text()) + 1}\n")
+    refused = sweep(sweeper, workdir)
+    assert refused.code == 2 and "--processes=" in refused.error and "cores" in refused.error
+
+
+def test_what_breaks_the_sweep_itself_is_told_and_is_no_success(swept, sweeper, tmp_path):
+    workdir = copy_of(swept, tmp_path / "sweep")
+    (workdir / NAMES[0] / "result.json").unlink()
+    (workdir / "jobs" / f"{NAMES[0]}.log").unlink()
+    (workdir / "jobs" / f"{NAMES[0]}.log").mkdir()
+    broken = sweep(sweeper, workdir)
+    assert broken.code == 1
+    assert broken.error.startswith("error: ") and f"{NAMES[0]}.log" in broken.error
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--config.axes.lag=(0, -1)"], ["run lag=-1", "lag=-1: must not be negative"]),
-        (["--config.axes.seed=()"], ["at least one value"]),
+        (["--config.axes.seed=()"], ["axes.seed=()", "at least one value"]),
+        (["--config.axes.seed=(3, 3)"], ["axes.seed=(3, 3)", "must differ"]),
+        (
+            ["--config.axes.objective.name=('spo',)", "--config.base.optimizer.learning_rate=1e-3"],
+            ["base.optimizer.learning_rate=0.001", "would change nothing"],
+        ),
+        ([f"--config.axes.task.name=('tasks_for_tests:{'x' * 200}',)"], ["more than 200 bytes"]),
         (["--config.base.lga=3"], ["no field 'lga'"]),
         (["--processes=0"], ["processes"]),
     ],

@@ -117,6 +117,21 @@ def test_the_sequence_form_and_the_token_form_of_gspo_have_one_gradient(seed):
     assert_same(gradient_BT, of_tokens_BT)
 
 
+@pytest.mark.parametrize(("name", "sign", "log_weight"), [("gspo", 1, -3.75), ("topr", -1, -15)])
+def test_the_ratio_of_a_response_is_of_its_tokens_as_they_are(name, sign, log_weight):
+    logp_BT = np.array([[-41.0, -1.0, -2.0, -2.0]], np.float32)
+    behaviour_BT = np.array([[-1.0, -26.0, -2.0, -2.0]], np.float32)
+    _, metrics = objectives.policy_loss(
+        objectives.make(name),
+        jnp.asarray(logp_BT),
+        jnp.ones((1, 4), bool),
+        jnp.array([float(sign)]),
+        group_size=1,
+        behaviour_logp_BT=jnp.asarray(behaviour_BT),
+    )
+    np.testing.assert_allclose(metrics["weight/mean"], np.exp(log_weight), rtol=1e-5)
+
+
 AGGREGATED: dict[str, Callable[[jax.Array, int], jax.Array]] = {
     "grpo": lambda k3, num_tokens: jnp.mean(k3) / 12,
     "dapo": lambda k3, num_tokens: jnp.sum(k3) / num_tokens,

@@ -4,7 +4,7 @@ from asympo_jax.objectives.advantages import degenerate_groups, group_advantages
 from asympo_jax.objectives.batch import BatchTotals, PolicyBatch, batch_totals
 from asympo_jax.objectives.diagnostics import diagnostics
 from asympo_jax.objectives.loss import aggregate_loss, metrics_of, policy_loss, token_weight
-from asympo_jax.objectives.ratio_weights import log_ratio
+from asympo_jax.objectives.ratios import log_ratio
 from asympo_jax.objectives.registry import Aggregation, Need, Objective, make, names
 
 __all__ = [

@@ -15,7 +15,10 @@ _RELATIVE_TOLERANCE = 1e-6
 
 
 def degenerate_groups(rewards_PG: Float[Array, "P G"]) -> Bool[Array, " P"]:
-    """True for groups whose rewards are all equal (to rounding): they teach nothing."""
+    """True for groups whose rewards are all equal, to a millionth of their size.
+
+    They teach nothing. Rewards on a large offset should be given without it.
+    """
     spread_P = rewards_PG.max(axis=1) - rewards_PG.min(axis=1)
     return spread_P <= _RELATIVE_TOLERANCE * jnp.abs(rewards_PG).max(axis=1)
 

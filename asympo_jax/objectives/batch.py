@@ -31,7 +31,8 @@ class PolicyBatch:
     Attributes:
         logp_BT: log-probabilities under the current policy, at the sampling temperature.
         mask_BT: true for tokens that the policy drew.
-        advantage_B: advantage of each response.
+        advantage_B: advantage of each response, as the objective changes it; `totals` are of those
+            before.
         totals: counts over the whole batch.
         behaviour_logp_BT: log-probabilities that the sampler recorded, or None.
         proximal_logp_BT: log-probabilities under a recent policy, or None.

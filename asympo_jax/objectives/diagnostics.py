@@ -9,17 +9,18 @@ from jaxtyping import Array, Bool, Float
 
 from asympo_jax.objectives.batch import PolicyBatch
 from asympo_jax.objectives.masked import masked, masked_mean, response_mean
-from asympo_jax.objectives.ratio_weights import log_ratio
+from asympo_jax.objectives.ratios import log_ratio
 
 
 def diagnostics(batch: PolicyBatch, weight_BT: Float[Array, "B T"]) -> dict[str, Float[Array, ""]]:
     """The metrics of a whole batch under one objective.
 
     Returns:
-        `nll/positive`, `nll/negative` (nats per token, mean over responses with A > 0, A < 0),
-        `nll/ratio` (negative over positive: the scale imbalance);
+        `nll/positive`, `nll/negative` (nats per token, mean over responses with A > 0, A < 0; NaN
+        without any), `nll/ratio` (negative over positive: the scale imbalance);
         `balance/{positive,negative,net}`: mean over responses of mean over tokens of −w A logp,
-        its two halves and their sum (net is 0 for `asympo`);
+        its two halves and their sum. Where tokens are aggregated by `response_mean`, net is the
+        loss; it is 0 for `asympo` while no response is at the floor;
         `weight/{mean,max,ess}` over tokens, ess = (Σw)² / (N Σw²);
         `group/degenerate_share`; `response/length`;
         `ratio/{mean,max,ess,kl_k1,kl_k3,chi2,m2}` where behaviour log-probs are recorded.
@@ -31,7 +32,10 @@ def diagnostics(batch: PolicyBatch, weight_BT: Float[Array, "B T"]) -> dict[str,
     nll_B = response_mean(nll_BT, mask_BT)
     has_tokens_B = mask_BT.any(axis=1)
     positive_B, negative_B = (advantage_B > 0) & has_tokens_B, (advantage_B < 0) & has_tokens_B
-    nll_positive, nll_negative = masked_mean(nll_B, positive_B), masked_mean(nll_B, negative_B)
+    nll_positive, nll_negative = (
+        jnp.where(half_B.any(), masked_mean(nll_B, half_B), jnp.nan)
+        for half_B in (positive_B, negative_B)
+    )
     value_B = advantage_B * response_mean(weight_BT * nll_BT, mask_BT)
     num_responses = jnp.maximum(batch.totals.num_responses, 1.0)
     balance_positive = masked(value_B, positive_B).sum() / num_responses

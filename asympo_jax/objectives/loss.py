@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 from asympo_jax.objectives.batch import PolicyBatch, batch_totals
 from asympo_jax.objectives.diagnostics import diagnostics
 from asympo_jax.objectives.masked import masked, masked_mean, reduction_dtype, response_mean
-from asympo_jax.objectives.ratio_weights import log_ratio
+from asympo_jax.objectives.ratios import log_ratio
 from asympo_jax.objectives.registry import Objective
 
 

@@ -14,27 +14,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from asympo_jax.objectives.batch import PolicyBatch
-from asympo_jax.objectives.masked import masked, masked_share, response_mean
-
-# exp(20) is 5e8: beyond it a ratio carries no information, and float32 overflows at 88.
-_MAX_LOG_RATIO = 20.0
+from asympo_jax.objectives.masked import masked_share
+from asympo_jax.objectives.ratios import (
+    decoupled_ratios,
+    flipped_ratio,
+    product_of_ratios,
+    sequence_ratio,
+    token_log_ratio,
+    token_ratio,
+)
 
 Flags = Mapping[str, Bool[Array, "B T"]]
-
-
-def log_ratio(
-    numerator_BT: Float[Array, "B T"],
-    denominator_BT: Float[Array, "B T"] | None,
-    mask_BT: Bool[Array, "B T"],
-) -> Float[Array, "B T"]:
-    """Difference of two log-probs, clamped to ±20; 0 outside the mask."""
-    assert denominator_BT is not None
-    return clamped(masked(numerator_BT - denominator_BT, mask_BT))
-
-
-def clamped(log_ratio: Float[Array, "..."]) -> Float[Array, "..."]:
-    """A log-ratio whose exponential is finite."""
-    return jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
 
 
 def grpo(
@@ -45,13 +35,18 @@ def grpo(
 ) -> Float[Array, "B T"]:
     """`w = r · keep`: the gradient of PPO's clipped surrogate per token. arXiv:2402.03300.
 
+    `dr_grpo` is this with sums over tokens by a constant (arXiv:2503.20783), `dapo` with ε_hi =
+    0.28, c = 10 and the mean over tokens (arXiv:2503.14476). `dapo` differs from the paper: the
+    dual clip is that of its public recipe, the mean is over the tokens of the whole batch, and
+    dynamic sampling and the overlong penalty are options of the run.
+
     Args:
         batch: the responses, with behaviour log-probs.
         clip_low: ε_lo; a negative token is dropped where r < 1 − ε_lo.
         clip_high: ε_hi; a positive token is dropped where r > 1 + ε_hi.
         dual_clip: c; a negative token is dropped where r > c (arXiv:1912.09729).
     """
-    ratio_BT = _ratio(batch)
+    ratio_BT = token_ratio(batch)
     return _kept(ratio_BT, _clipped(batch, ratio_BT, clip_low, clip_high, dual_clip))
 
 
@@ -62,7 +57,7 @@ def report_grpo(
     dual_clip: float = math.inf,
 ) -> dict[str, Array]:
     """Shares of the tokens that `grpo` drops."""
-    return _shares(batch, _clipped(batch, _ratio(batch), clip_low, clip_high, dual_clip))
+    return _shares(batch, _clipped(batch, token_ratio(batch), clip_low, clip_high, dual_clip))
 
 
 def gspo(
@@ -75,7 +70,7 @@ def gspo(
         clip_low: a negative response is dropped where s < 1 − clip_low.
         clip_high: a positive response is dropped where s > 1 + clip_high.
     """
-    ratio_BT = _sequence_ratio(batch)
+    ratio_BT = sequence_ratio(batch)
     return _kept(ratio_BT, _clipped(batch, ratio_BT, clip_low, clip_high))
 
 
@@ -83,53 +78,58 @@ def report_gspo(
     batch: PolicyBatch, clip_low: float = 3e-4, clip_high: float = 4e-4
 ) -> dict[str, Array]:
     """Shares of the tokens that `gspo` drops with their responses."""
-    return _shares(batch, _clipped(batch, _sequence_ratio(batch), clip_low, clip_high))
+    return _shares(batch, _clipped(batch, sequence_ratio(batch), clip_low, clip_high))
 
 
 def cispo(batch: PolicyBatch, clip_high: float = 4.0) -> Float[Array, "B T"]:
     """`w = min(r, 1 + ε_hi)`: the ratio is bounded, no token is dropped. arXiv:2506.13585.
 
+    Differs from the paper: its ε_hi is not public; 4 is this project's choice.
+
     Args:
         batch: the responses, with behaviour log-probs.
         clip_high: ε_hi.
     """
-    return jnp.minimum(_ratio(batch), 1.0 + clip_high)
+    return jnp.minimum(token_ratio(batch), 1.0 + clip_high)
 
 
 def report_cispo(batch: PolicyBatch, clip_high: float = 4.0) -> dict[str, Array]:
     """Share of the tokens whose ratio is bounded."""
-    return _shares(batch, {"cap": _ratio(batch) > 1.0 + clip_high})
+    return _shares(batch, {"cap": token_ratio(batch) > 1.0 + clip_high})
 
 
 def tis(batch: PolicyBatch, cap: float = 2.0) -> Float[Array, "B T"]:
     """`w = min(r, C)`: truncated importance sampling (Ionides, 2008), token by token.
 
+    Differs from the paper: its C grows with the number of samples; 2 is this project's choice.
+
     Args:
         batch: the responses, with behaviour log-probs.
         cap: C.
     """
-    return jnp.minimum(_ratio(batch), cap)
+    return jnp.minimum(token_ratio(batch), cap)
 
 
 def report_tis(batch: PolicyBatch, cap: float = 2.0) -> dict[str, Array]:
     """Share of the tokens whose ratio is truncated."""
-    return _shares(batch, {"cap": _ratio(batch) > cap})
+    return _shares(batch, {"cap": token_ratio(batch) > cap})
 
 
 def topr(batch: PolicyBatch) -> Float[Array, "B 1"]:
     """`w = 1 if A ≥ 0 else min(W, 1)`, W the product of the response's ratios. arXiv:2503.14286.
 
     Differs from the paper: the group's advantage instead of a reward of ±1 without a baseline, so
-    that groups without any difference teach nothing.
+    that groups without any difference teach nothing; and a response is the mean over its tokens,
+    not their sum.
     """
-    return jnp.where(batch.advantage_B >= 0, 1.0, jnp.minimum(_product_of_ratios(batch), 1.0))[
+    return jnp.where(batch.advantage_B >= 0, 1.0, jnp.minimum(product_of_ratios(batch), 1.0))[
         :, None
     ]
 
 
 def report_topr(batch: PolicyBatch) -> dict[str, Array]:
     """Share of the tokens in negative responses whose ratio is above 1."""
-    capped_B = (batch.advantage_B < 0) & (_product_of_ratios(batch) > 1.0)
+    capped_B = (batch.advantage_B < 0) & (product_of_ratios(batch) > 1.0)
     return _shares(batch, {"cap": jnp.broadcast_to(capped_B[:, None], batch.mask_BT.shape)})
 
 
@@ -148,17 +148,17 @@ def aspo(
         clip_high: ε_hi.
         cap: c.
     """
-    dropped = _clipped(batch, _ratio(batch), clip_low, clip_high)
-    return _kept(jnp.minimum(_flipped_ratio(batch), cap), dropped)
+    dropped = _clipped(batch, token_ratio(batch), clip_low, clip_high)
+    return _kept(jnp.minimum(flipped_ratio(batch), cap), dropped)
 
 
 def report_aspo(
     batch: PolicyBatch, clip_low: float = 0.2, clip_high: float = 0.2, cap: float = 3.0
 ) -> dict[str, Array]:
     """Shares of the tokens that `aspo` drops, and of those that it weights by its cap."""
-    dropped = _clipped(batch, _ratio(batch), clip_low, clip_high)
+    dropped = _clipped(batch, token_ratio(batch), clip_low, clip_high)
     any_BT = dropped["high"] | dropped["low"]
-    return _shares(batch, {**dropped, "cap": (_flipped_ratio(batch) > cap) & ~any_BT})
+    return _shares(batch, {**dropped, "cap": (flipped_ratio(batch) > cap) & ~any_BT})
 
 
 def m2po(batch: PolicyBatch, limit: float = 0.04) -> Float[Array, "B T"]:
@@ -173,7 +173,7 @@ def m2po(batch: PolicyBatch, limit: float = 0.04) -> Float[Array, "B T"]:
         batch: the responses of the whole batch, with behaviour log-probs.
         limit: largest mean of (log r)² over the tokens of the trust region that are kept.
     """
-    return jnp.where(_beyond_second_moment(batch, limit), 0.0, _ratio(batch))
+    return jnp.where(_beyond_second_moment(batch, limit), 0.0, token_ratio(batch))
 
 
 def report_m2po(batch: PolicyBatch, limit: float = 0.04) -> dict[str, Array]:
@@ -190,8 +190,8 @@ def decoupled_ppo(
     r_x = exp(logp − x). arXiv:2505.24298.
 
     Differs from the paper: its proximal policy is that of the start of a step of several
-    mini-batches; here it is renewed every `learner.proximal_every_updates` updates, which is the
-    same for as many mini-batches.
+    mini-batches; here it is renewed every `learner.proximal_every_updates` updates, more often
+    where the lag is shorter than that. The cap is that of its public code, not of the paper.
 
     Args:
         batch: the responses, with behaviour and proximal log-probs.
@@ -199,7 +199,7 @@ def decoupled_ppo(
         clip_high: a positive token is dropped where r_x > 1 + clip_high.
         cap: a token is dropped where exp(x − b) > cap.
     """
-    behind_BT, ratio_BT = _decoupled_ratios(batch)
+    behind_BT, ratio_BT = decoupled_ratios(batch)
     dropped = _clipped(batch, ratio_BT, clip_low, clip_high) | {"cap": behind_BT > cap}
     return _kept(behind_BT * ratio_BT, dropped)
 
@@ -208,48 +208,13 @@ def report_decoupled_ppo(
     batch: PolicyBatch, clip_low: float = 0.2, clip_high: float = 0.2, cap: float = 5.0
 ) -> dict[str, Array]:
     """Shares of the tokens that `decoupled_ppo` drops."""
-    behind_BT, ratio_BT = _decoupled_ratios(batch)
+    behind_BT, ratio_BT = decoupled_ratios(batch)
     return _shares(batch, _clipped(batch, ratio_BT, clip_low, clip_high) | {"cap": behind_BT > cap})
-
-
-def _log_ratio(batch: PolicyBatch) -> Float[Array, "B T"]:
-    """Log of the ratio r."""
-    return log_ratio(batch.logp_BT, batch.behaviour_logp_BT, batch.mask_BT)
-
-
-def _ratio(batch: PolicyBatch) -> Float[Array, "B T"]:
-    """The ratio r."""
-    return jnp.exp(_log_ratio(batch))
-
-
-def _flipped_ratio(batch: PolicyBatch) -> Float[Array, "B T"]:
-    """1/r where the advantage is positive, r elsewhere."""
-    log_ratio_BT = _log_ratio(batch)
-    return jnp.exp(jnp.where(batch.advantage_B[:, None] > 0, -log_ratio_BT, log_ratio_BT))
-
-
-def _sequence_ratio(batch: PolicyBatch) -> Float[Array, "B T"]:
-    """The ratio s, the same for all tokens of a response."""
-    mean_B = response_mean(_log_ratio(batch), batch.mask_BT)
-    return jnp.broadcast_to(jnp.exp(mean_B)[:, None], batch.mask_BT.shape)
-
-
-def _product_of_ratios(batch: PolicyBatch) -> Float[Array, " B"]:
-    """The ratio W of whole responses."""
-    return jnp.exp(clamped(_log_ratio(batch).sum(axis=1)))
-
-
-def _decoupled_ratios(batch: PolicyBatch) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """exp(x − b) and r_x."""
-    x_BT = batch.proximal_logp_BT
-    assert x_BT is not None
-    behind_BT = log_ratio(x_BT, batch.behaviour_logp_BT, batch.mask_BT)
-    return jnp.exp(behind_BT), jnp.exp(log_ratio(batch.logp_BT, x_BT, batch.mask_BT))
 
 
 def _beyond_second_moment(batch: PolicyBatch, limit: float) -> Bool[Array, "B T"]:
     """Trust-region tokens to mask, so that the mean of (log r)² over the others is ≤ `limit`."""
-    log_ratio_BT = _log_ratio(batch)
+    log_ratio_BT = token_log_ratio(batch)
     square_BT = jnp.square(log_ratio_BT)
     in_region_BT = jnp.sign(batch.advantage_B)[:, None] * log_ratio_BT > 0
     # The rest goes last: infinite, so that no running mean that includes it is within the limit.

@@ -111,10 +111,10 @@ _OBJECTIVES: Mapping[str, Objective] = {objective.name: objective for objective 
 
 # Options of the objectives above: (is allowed, what is allowed).
 _OPTIONS: Mapping[str, tuple[Callable[[float], bool], str]] = {
-    "floor": (lambda x: 0 < x < math.inf, "must be positive"),
+    "floor": (lambda x: 0 < x < math.inf, "must be positive and finite"),
     "alpha": (lambda x: 0 <= x <= 1, "must be from 0 to 1"),
     "delta": (lambda x: -math.inf < x < math.inf, "must be finite"),
-    "positive_scale": (lambda x: 0 <= x < math.inf, "must not be negative"),
+    "positive_scale": (lambda x: 0 <= x < math.inf, "must be finite and not negative"),
     "clip_low": (lambda x: 0 <= x <= 1, "must be from 0 to 1"),
     "clip_high": (lambda x: x >= 0, "must not be negative"),
     "dual_clip": (lambda x: x >= 1, "must be at least 1"),
@@ -168,13 +168,13 @@ def make(
         dict.fromkeys([*_option_names(objective.weight), *_option_names(objective.advantage)])
     )
     for option, value in options.items():
-        if name in _OBJECTIVES and option in _OPTIONS and not _OPTIONS[option][0](value):
-            raise ValueError(f"objective.{option}={value!r}: {_OPTIONS[option][1]}")
         if option not in allowed:
             raise ValueError(
                 f"objective.{option} is not an option of objective.name={name!r}, which has "
                 f"{allowed or 'none'}"
             )
+        if name in _OBJECTIVES and option in _OPTIONS and not _OPTIONS[option][0](value):
+            raise ValueError(f"objective.{option}={value!r}: {_OPTIONS[option][1]}")
     return _with_loss(_with_options(objective, options), aggregation, constant, kl_coefficient)
 
 
@@ -197,9 +197,11 @@ def _with_loss(
             f"objective.aggregation={aggregation!r}: must be one of {list(get_args(Aggregation))}"
         )
     if not 0 < constant < math.inf:
-        raise ValueError(f"objective.constant={constant}: must be positive")
+        raise ValueError(f"objective.constant={constant}: must be positive and finite")
     if not 0 <= kl_coefficient < math.inf:
-        raise ValueError(f"objective.kl_coefficient={kl_coefficient}: must not be negative")
+        raise ValueError(
+            f"objective.kl_coefficient={kl_coefficient}: must be finite and not negative"
+        )
     needs = dict.fromkeys([*objective.needs, *(["reference"] if kl_coefficient else [])])
     return dataclasses.replace(
         objective,

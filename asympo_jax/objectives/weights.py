@@ -18,7 +18,10 @@ def reinforce(batch: PolicyBatch) -> Float[Array, "B 1"]:
 
 
 def gpg(batch: PolicyBatch) -> Float[Array, "B 1"]:
-    """`w = B / (B − M)`, M the responses in groups without signal. arXiv:2504.02546."""
+    """`w = B / (B − M)`, M the responses in groups whose advantages are all 0. arXiv:2504.02546.
+
+    Differs from the paper: batches with few other groups are trained on, not sampled again.
+    """
     total = batch.totals.num_responses
     with_signal = jnp.maximum(total - batch.totals.num_degenerate, 1.0)
     return jnp.broadcast_to(total / with_signal, batch.advantage_B.shape)[:, None]

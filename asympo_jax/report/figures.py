@@ -18,6 +18,7 @@ from asympo_jax.report.panels import (
     count_updates,
     make_figure,
     save,
+    scale_nll,
     write_ends,
 )
 from asympo_jax.report.records import Run
@@ -57,7 +58,7 @@ def draw(runs: Sequence[Run], path: pathlib.Path) -> None:
         for run, label, colour in zip(runs, labels, captions.colours(runs), strict=True)
     ]
     longest = max(map(len, labels)) + len(": 0.00")
-    panels = _panels(figure, longest if len(runs) > 1 else len("negative half"))
+    panels = _panels(figure, longest if len(runs) > 1 else len("negative"))
     for panel, paint in zip(
         panels, (_paint_accuracy, _paint_reward, _paint_nll, _paint_balance), strict=True
     ):
@@ -128,56 +129,44 @@ def _paint_reward(panel: "Axes", lines: Sequence[_Line]) -> None:
 
 def _paint_nll(panel: "Axes", lines: Sequence[_Line]) -> None:
     """Mean token NLL of responses with positive and with negative advantage."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
     alone = len(lines) == 1
     ends = []
     for line in lines:
         for metric, style in (("nll/positive", _POSITIVE), ("nll/negative", _NEGATIVE)):
             word = metric.partition("/")[2]
             label = word if alone else _cut(line.label) if style == _POSITIVE else ""
-            # Exactly 0 is the mean over no responses at all.
-            ends.append(_plot_smooth(panel, line, metric, label, style, 0.0))
-    panel.set_yscale("log")
-    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    panel.yaxis.set_minor_formatter(NullFormatter())
+            ends.append(_plot_smooth(panel, line, metric, label, style))
+    scale_nll(panel, (1, 2, 5))
     write_ends(panel, ends)
     note = "solid: advantage above 0, dashed: below 0; the gap is the scale imbalance"
     _describe(panel, "How unlikely the policy finds these responses", note, "NLL (nats / token)")
 
 
 def _paint_balance(panel: "Axes", lines: Sequence[_Line]) -> None:
-    """What positive and negative responses put into the loss, and their sum."""
+    """What positive and negative responses put into a mean over responses, and their sum."""
     panel.axhline(0, color=FAINT_INK, linewidth=0.9)
     if len(lines) == 1:
         (line,) = lines
         black = dataclasses.replace(line, colour=INK)
         ends = [
-            _plot_smooth(panel, line, "balance/positive", "positive half"),
-            _plot_smooth(panel, line, "balance/negative", "negative half", _NEGATIVE),
+            _plot_smooth(panel, line, "balance/positive", "positive"),
+            _plot_smooth(panel, line, "balance/negative", "negative", _NEGATIVE),
             _plot_smooth(panel, black, "balance/net", "net"),
         ]
-        title = "Balance of the loss and its two halves"
+        title = "Push and pull, and their sum"
     else:
         ends = [_plot_smooth(panel, line, "balance/net", _cut(line.label)) for line in lines]
-        title = "Net balance of the loss"
+        title = "Push and pull: their sum"
     write_ends(panel, ends)
-    note = "mean of weight × advantage × NLL; 0: push and pull cancel"
-    _describe(panel, title, note, "loss")
+    note = "0: they cancel"
+    _describe(panel, title, note, "weight × advantage × NLL")
 
 
 def _plot_smooth(
-    panel: "Axes",
-    line: _Line,
-    metric: str,
-    label: str,
-    dashes: Any = _POSITIVE,
-    empty: float = math.nan,
+    panel: "Axes", line: _Line, metric: str, label: str, dashes: Any = _POSITIVE
 ) -> End | None:
-    """A moving mean over the faint values of each update; values equal to `empty` are left out."""
+    """A moving mean over the faint values of each update."""
     updates, raw = line.run.series(metric)
-    raw = [math.nan if value == empty else value for value in raw]
     smooth = _moving_mean(raw, line.window)
     known = [i for i, value in enumerate(smooth) if math.isfinite(value)]
     if not known:

@@ -31,13 +31,13 @@ class Cell:
 
     @property
     def num_failed(self) -> int:
-        """Runs that failed."""
-        return sum(run.failure is not None for run in self.runs)
+        """Runs that failed for another reason than their numbers."""
+        return sum(run.failure is not None and not run.diverged for run in self.runs)
 
     @property
     def num_collapsed(self) -> int:
-        """Runs that end below half of their best accuracy, and those that failed."""
-        return self.num_failed + sum(
+        """Runs that end below half of their best accuracy, and those whose numbers broke."""
+        return sum(run.diverged for run in self.runs) + sum(
             has_collapsed(run.accuracy, max(run.series[ACCURACY]))
             for run in self.runs
             if run.accuracy is not None
@@ -54,7 +54,7 @@ class Cell:
         return standard_error(self.accuracies)
 
     def curve(self, name: str) -> Iterator[tuple[int, float, float]]:
-        """Update, mean of a metric over the runs that know it there, its standard error or 0."""
+        """Update, mean of a metric over the runs that know it there, its standard error or NaN."""
         at: dict[int, list[float]] = {}
         for run in self.runs:
             values = run.series.get(name, [math.nan] * len(run.updates))
@@ -62,7 +62,8 @@ class Cell:
                 if math.isfinite(value):
                     at.setdefault(update, []).append(value)
         for update, values in sorted(at.items()):
-            yield update, statistics.fmean(values), standard_error(values) or 0.0
+            error = standard_error(values)
+            yield update, statistics.fmean(values), math.nan if error is None else error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Grid:
 
 def make_grid(study: Study, field: str) -> Grid:
     """The sweep with the values of `field` in columns; first what needs no behaviour log-probs."""
-    columns = study.axes.get(field, [study.settings.get(field)])
+    columns = study.values_of(field)
     others = [name for name in study.varied if name != field]
     needs = (False, True, None)
     objectives = sorted(

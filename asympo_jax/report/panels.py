@@ -71,6 +71,16 @@ def count_updates(panel: "Axes", newest: int, num_ticks: int = 5) -> None:
     panel.xaxis.set_major_locator(MaxNLocator(num_ticks, steps=[1, 2, 5, 10], integer=True))
 
 
+def scale_nll(panel: "Axes", subs: Sequence[float]) -> None:
+    """A logarithmic y-axis in plain numbers, labelled at these multiples of powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=subs))
+    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
+
+
 def write_ends(panel: "Axes", ends: Sequence[End | None]) -> None:
     """Labels at the right of a panel, each as near to the end of its line as the others allow."""
     panel.set_ylim(panel.get_ylim())  # labels must not move the scale

@@ -31,14 +31,18 @@ class Outcome:
     """A run that ended.
 
     Attributes:
+        seed: of the run.
         learning_rate: of its optimizer.
-        failure: the cause if it failed, and then there is nothing below.
-        updates: at which it was evaluated.
+        failure: the cause if it failed.
+        diverged: whether it failed because its numbers were not finite.
+        updates: at which it was evaluated, those before it failed.
         series: metric -> its values there, NaN where one is not known.
     """
 
+    seed: Any
     learning_rate: float
     failure: str | None
+    diverged: bool
     updates: Sequence[int]
     series: Mapping[str, Sequence[float]]
 
@@ -67,6 +71,10 @@ class Study:
         """Fields with more than one value, without objective and seed."""
         fixed = (OBJECTIVE, SEED)
         return [name for name, its in self.axes.items() if len(its) > 1 and name not in fixed]
+
+    def values_of(self, field: str) -> Sequence[Any]:
+        """The values of a field: of its axis, or the experiment's one."""
+        return self.axes.get(field, [self.settings.get(field)])
 
     def key(self, values: Mapping[str, Any]) -> str:
         """What tells a run from the others."""
@@ -129,33 +137,38 @@ def _load_runs(
             raise ValueError(f"{directory}: {place} has no value of {missing[0]!r}")
         # Runs of values that are no longer among the axes may still be in a file.
         if all(values[field] in its for field, its in study.axes.items()):
-            found[study.key(values)] = _load_outcome(run, directory, place)
+            found[study.key(values)] = _load_outcome(run, values, directory, place)
     return found
 
 
-def _load_outcome(run: Mapping[str, Any], directory: pathlib.Path, place: str) -> Outcome:
+def _load_outcome(
+    run: Mapping[str, Any], values: Mapping[str, Any], directory: pathlib.Path, place: str
+) -> Outcome:
     """One run."""
     rate = checked(directory, place, run, "learning_rate", _NUMBER)
-    if checked(directory, place, run, "failure", (str, type(None))) is not None:
-        return Outcome(rate, run["failure"], [], {})
+    num_updates = checked(directory, place, run, "num_updates", int)
+    failure = checked(directory, place, run, "failure", (str, type(None)))
+    diverged = failure is not None and checked(directory, place, run, "diverged", bool)
     updates = checked(directory, place, run, "update", list)
-    if not updates or not all(isinstance(update, int) for update in updates):
+    if not all(isinstance(update, int) for update in updates) or not (updates or failure):
         raise ValueError(f"{directory}: {place} has no evaluation, or one without its update")
+    if failure is None and updates[-1] != num_updates:
+        raise ValueError(
+            f"{directory}: {place} ends at update {updates[-1]}, must at num_updates={num_updates}"
+        )
     series = {}
     for name in (ACCURACY, *(name for name in _METRICS if name in run)):
-        values = run.get(name)
+        found = run.get(name)
         if (
-            not isinstance(values, list)
-            or len(values) != len(updates)
-            or not all(v is None or isinstance(v, _NUMBER) for v in values)
+            not isinstance(found, list)
+            or len(found) != len(updates)
+            or not all(v is None or isinstance(v, _NUMBER) for v in found)
         ):
             raise ValueError(f"{directory}: {place} needs a number of {name!r} for each update")
-        # An NLL of exactly 0 is the mean over no responses at all.
-        empty = (None, 0) if name.startswith("nll/") else (None,)
-        series[name] = [math.nan if v in empty or abs(v) > _LARGEST else v for v in values]
+        series[name] = [math.nan if v is None or abs(v) > _LARGEST else v for v in found]
     if not all(0 <= share <= 1 for share in series[ACCURACY]):
         raise ValueError(f"{directory}: {place} has an accuracy that is not from 0 to 1")
-    return Outcome(rate, None, updates, series)
+    return Outcome(values.get(SEED), rate, failure, diverged, updates, series)
 
 
 def _object(data: Any) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from asympo_jax.report.panels import (
     count_updates,
     make_figure,
     save,
+    scale_nll,
     write_ends,
 )
 from asympo_jax.report.study import ACCURACY, LAG, OBJECTIVE
@@ -89,7 +90,7 @@ def _plot_means(panel: "Axes", line: Line, places: Sequence[float]) -> End | Non
     panel.errorbar(  # interrupted where no mean is known
         [x for x, _ in points],
         [math.nan if cell.mean is None else cell.mean for _, cell in points],
-        [cell.standard_error or 0.0 for _, cell in points],
+        [math.nan if cell.standard_error is None else cell.standard_error for _, cell in points],
         linewidth=line.width, elinewidth=1.0, capsize=2.0, **style,
     )  # fmt: skip
     for x, cell, mean in known:
@@ -97,7 +98,7 @@ def _plot_means(panel: "Axes", line: Line, places: Sequence[float]) -> End | Non
         above = {**style, "zorder": line.height + 0.5}
         panel.plot(x, mean, "o", markersize=4.5, markerfacecolor=face, **above)
     for x, cell in points:
-        if cell.mean is None and cell.num_failed:
+        if cell.mean is None and cell.runs:
             panel.plot(x, 0.02, "x", markersize=5, clip_on=False, **style)
     return End(known[-1][0], known[-1][2], line.label, line.colour) if known else None
 
@@ -116,10 +117,10 @@ def _draw_curves(grid: Grid) -> "Figure":
     else:
         groups, columns, names = groups_of_columns(grid), [0], ["share correct"]
     height = 1.3 if len(columns) > 1 else 2.5
-    failed = any(cell.num_failed for row in grid.rows for cell in row.cells)
+    failed = any(run.failure for run in grid.study.outcomes.values())
     figure, panels = _make_panels(
         grid, "Accuracy on held-out prompts over training",
-        _error_note(grid, "shade") + "failed runs left out" * failed,
+        _error_note(grid, "shade") + "failed runs up to their failure" * failed,
         groups, len(columns), height)  # fmt: skip
     for row, column in enumerate(columns):
         weight = "bold" if len(columns) > 1 else "normal"
@@ -135,8 +136,6 @@ def _draw_curves(grid: Grid) -> "Figure":
 
 def _draw_nll(grid: Grid, column: int) -> "Figure":
     """NLL of responses with positive and with negative advantage, a panel for each row."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
     rows = [[line for line in group.lines if not line.faint] for group in groups_of_rows(grid)]
     width = max(map(len, rows))
     figure, panels = _make_panels(
@@ -157,10 +156,7 @@ def _draw_nll(grid: Grid, column: int) -> "Figure":
         plus = _plot_curve(panel, line, column, "nll/positive", text="+")
         minus = _plot_curve(panel, line, column, "nll/negative", _NEGATIVE, text="−")
         ends.append([plus, minus])
-        panel.set_yscale("log")
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        panel.yaxis.set_minor_formatter(NullFormatter())
+        scale_nll(panel, (1, 3))
     limits = [limit for panel, _ in drawn for limit in panel.get_ylim()]
     for (panel, _), its in zip(drawn, ends, strict=True):
         panel.set_ylim(min(limits), max(limits))
@@ -172,8 +168,8 @@ def _draw_balance(grid: Grid, column: int) -> "Figure":
     """Net balance of the loss, a panel for each group."""
     groups = groups_of_rows(grid)
     figure, (panels,) = _make_panels(
-        grid, f"Net balance of the loss, lag {grid.columns[column]}",
-        _error_note(grid, "shade") + "0: push and pull cancel",
+        grid, f"Push and pull: their sum, lag {grid.columns[column]}",
+        _error_note(grid, "shade") + "mean over responses; 0: they cancel",
         groups, 1, 2.5)  # fmt: skip
     ends = []
     for group, panel in zip(groups, panels, strict=True):
@@ -187,7 +183,7 @@ def _draw_balance(grid: Grid, column: int) -> "Figure":
             panel.set_yscale("symlog", linthresh=0.1)
         panel.set_ylim(min(limits), max(limits))
         write_ends(panel, its)
-    panels[0].set_ylabel("mean of weight × advantage × NLL", color=INK, size=9.5)
+    panels[0].set_ylabel("weight × advantage × NLL", color=INK, size=9.5)
     return figure
 
 
@@ -234,7 +230,7 @@ def _make_panels(
             panels[-1].append(panel)
             x += width + beside + _COLUMN_GAP
     place = {"x": _LEFT / _WIDTH, "color": INK, "parse_math": False}
-    objectives, task = grid.study.axes[OBJECTIVE], grid.study.settings["task.name"]
+    objectives, task = grid.study.axes[OBJECTIVE], "/".join(grid.study.values_of("task.name"))
     what = f"{objectives[0]} on {task}" if len(objectives) == 1 else task
     figure.text(y=1 - 0.36 / up, s=title, size=14, weight="bold", **place)
     figure.text(y=1 - 0.58 / up, s=f"{what} · {subtitle(grid)}", size=9.5, **place)
@@ -252,7 +248,7 @@ def _name_panel(panel: "Axes", title: str, note: str, colour: str = INK) -> None
 
 def _label_updates(panel: "Axes", grid: Grid, is_lowest: bool) -> None:
     """The x-axis of updates, named below the lowest panel."""
-    count_updates(panel, grid.study.settings["num_updates"], 3)
+    count_updates(panel, max(grid.study.values_of("num_updates")), 3)
     panel.tick_params(labelbottom=is_lowest)
     panel.set_xlabel("learner updates" if is_lowest else "", color=INK, size=9.5)
 
@@ -280,7 +276,8 @@ def _scale_x(panel: "Axes", grid: Grid) -> list[float]:
 def _scale_shares(panel: "Axes", grid: Grid) -> None:
     """The y-axis of accuracies, from 0, the same in all panels."""
     curves = [cell.curve(ACCURACY) for row in grid.rows for cell in row.cells]
-    highest = max((mean + error for curve in curves for _, mean, error in curve), default=0.0)
+    points = [(mean, error) for curve in curves for _, mean, error in curve]
+    highest = max((mean + (error if error > 0 else 0.0) for mean, error in points), default=0.0)
     panel.set_ylim(0, min(1.0, highest * 1.08) or 1.0)
 
 

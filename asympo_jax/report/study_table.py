@@ -6,10 +6,12 @@ from typing import Any
 
 from asympo_jax.report import captions
 from asympo_jax.report.grid import Cell, Grid, Row, name_of, num_seeds, text_of
-from asympo_jax.report.study import LAG, RATE, SEED
+from asympo_jax.report.study import LAG, OBJECTIVE, RATE, SEED
 from asympo_jax.report.table import align
 
 _UNKNOWN = "–"
+_SIZE = ("num_updates", "prompts_per_update", "group_size")
+_TOLD = (OBJECTIVE, SEED, RATE, "task.name", *_SIZE)
 
 
 def format_text(grid: Grid) -> str:
@@ -63,13 +65,15 @@ def as_data(grid: Grid) -> dict[str, Any]:
 
 def subtitle(grid: Grid) -> str:
     """What all runs share."""
-    its, axes = grid.study.settings, grid.study.axes
-    lag = f"lag {axes.get(LAG, [its[LAG]])[0]} · " if LAG not in grid.study.varied else ""
-    seeds = num_seeds(grid.study)
-    return (
-        f"{lag}{its['num_updates']} updates of {its['prompts_per_update']} prompts × "
-        f"{its['group_size']} responses · {seeds} seed{'s' * (seeds > 1)}"
-    )
+    study = grid.study
+    fields = dict.fromkeys([LAG, *(name for name in study.axes if name not in _TOLD)])
+    fixed = [name for name in fields if len(study.values_of(name)) == 1]
+    words = [f"{name_of(name)} {text_of(study.values_of(name)[0])}" for name in fixed]
+    size = ("/".join(map(text_of, study.values_of(name))) for name in _SIZE)
+    words.append("{} updates of {} prompts × {} responses".format(*size))
+    seeds = num_seeds(study)
+    words.append(f"{seeds} seed{'s' * (seeds > 1)}")
+    return " · ".join(words)
 
 
 def _numbers(cell: Cell) -> dict[str, Any]:
@@ -77,17 +81,20 @@ def _numbers(cell: Cell) -> dict[str, Any]:
     return {
         "accuracy_mean": cell.mean,
         "accuracy_standard_error": cell.standard_error,
-        "accuracies": cell.accuracies,
+        "runs": [
+            {"seed": run.seed, "accuracy": run.accuracy, "failure": run.failure}
+            for run in cell.runs
+        ],
         "runs_wanted": cell.wanted,
         "runs_ended": len(cell.runs),
         "collapsed": cell.num_collapsed,
-        "failures": [run.failure for run in cell.runs if run.failure is not None],
+        "failed": cell.num_failed,
     }
 
 
 def _heading(grid: Grid) -> str:
     """What the table shows."""
-    task = grid.study.settings["task.name"]
+    task = "/".join(grid.study.values_of("task.name"))
     return f"Final accuracy on {task} by {name_of(grid.field)} · {subtitle(grid)}"
 
 
@@ -137,10 +144,12 @@ def _cell_text(cell: Cell) -> str:
     text = _UNKNOWN if cell.mean is None else f"{cell.mean:.3f}"
     if error is not None:
         text += f" ± {error:.3f}"
-    if 0 < ended < cell.wanted:
-        text += f" ({ended}/{cell.wanted} runs)"
-    if cell.num_collapsed:
-        text += ", " + f"{cell.num_collapsed}/{ended} " * (cell.wanted > 1) + "collapsed"
+    known = len(cell.accuracies)
+    if 0 < known < cell.wanted:
+        text += f" (mean of {known})"
+    for number, word in ((cell.num_collapsed, "collapsed"), (cell.num_failed, "failed")):
+        if number:
+            text += ", " + f"{number}/{ended} " * (cell.wanted > 1) + word
     return text
 
 
@@ -149,10 +158,15 @@ def _notes(grid: Grid) -> Iterator[str]:
     cells = [cell for row in grid.rows for cell in row.cells]
     over = f"mean ± standard error over {SEED}s" if num_seeds(grid.study) > 1 else "of one seed"
     yield f"accuracy: of sampled responses to held-out prompts after the last update, {over}"
-    yield "collapsed: below half of the run's best, or failed, as by numbers that are not finite"
-    failed = sum(cell.num_failed for cell in cells)
-    if failed:
-        yield f"{failed} run{'s' * (failed > 1)} failed: no accuracy of theirs enters a mean"
+    yield "collapsed: below half of the run's best, or numbers that are not finite"
+    if num_seeds(grid.study) > 1:
+        yield "all runs share warm-up and held-out prompts, whose own error is not in the ±"
+    broken = [run.diverged for cell in cells for run in cell.runs if run.failure is not None]
+    if broken:
+        yield (
+            f"{len(broken)} run{'s' * (len(broken) > 1)} broke off, {sum(broken)} of them by "
+            "numbers that are not finite: no accuracy of theirs enters a mean"
+        )
     rates = {rate for row in grid.rows for rate in row.learning_rates}
     if len(rates) == 1:
         yield f"learning rate {text_of(rates.pop())}"
