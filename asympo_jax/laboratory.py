@@ -7,7 +7,7 @@
     WORKDIR/results/          compact results, what `report` reads and what is worth keeping
 
 A run whose result is there is not repeated; one that was cut off goes on or starts anew, whichever
-its directory allows, and ends with the same bits: each run has as many cores as the others.
+its directory allows, and ends with the same bits: every learner has as many cores as the others.
 """
 
 import json
@@ -92,7 +92,8 @@ class Laboratory:
         self._missing = [case for case in cases if result(workdir, case) is None]
         cores = placement.available_cores()
         self._shares = [_share(cores, i, num_processes) for i in range(num_processes)]
-        self._require_same_cores(len(self._shares[0]))
+        learner_cores, _ = placement.split_cores(self._shares[0])
+        self._require_same_cores(len(learner_cores))
         self._waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()
         for case in self._missing:
             self._waiting.put(case)
@@ -127,20 +128,19 @@ class Laboratory:
             threads.shutdown()
         return self._failed
 
-    def _require_same_cores(self, cores_per_run: int) -> None:
+    def _require_same_cores(self, learner_cores: int) -> None:
         """Refuses to go on with another number of cores, on which sums have other bits."""
-        path = self._workdir / "jobs" / "cores_per_run"
+        path = self._workdir / "jobs" / "learner_cores"
         if path.exists():
             before = path.read_text().strip()
-            if self._missing and before != str(cores_per_run):
+            if self._missing and before != str(learner_cores):
                 raise ValueError(
-                    f"--processes={len(self._shares)}: gives each run {cores_per_run} cores, and "
-                    f"the runs that {self._workdir} has got {before}; give as many as then, or "
-                    "another workdir"
+                    f"--processes={len(self._shares)}: gives the learner of a run {learner_cores} "
+                    f"cores, where those of {self._workdir} had {before}; must be as many"
                 )
         else:
             path.parent.mkdir(exist_ok=True)
-            workdirs.replace(path, f"{cores_per_run}\n")
+            workdirs.replace(path, f"{learner_cores}\n")
 
     def _work(self, cores: list[int]) -> None:
         """Runs cases until none waits or the sweep is stopped."""

@@ -58,12 +58,13 @@ def write(
     out.mkdir(exist_ok=True)
     by_objective: dict[str, list[dict[str, Any]]] = {}
     for case in cases:
+        runs = by_objective.setdefault(case.config.objective.name, [])
         record = _record(case, workdir)
-        if record is not None:
-            by_objective.setdefault(case.config.objective.name, []).append(record)
+        runs += [] if record is None else [record]
     for objective, runs in by_objective.items():
-        name = objective.replace(":", ".")
-        _write_json(out / f"{name}.json", {"objective": objective, "runs": runs})
+        path = out / f"{objective.replace(':', '.')}.json"
+        if runs or path.exists():
+            _write_json(path, {"objective": objective, "runs": runs})
     about = {
         "command": shlex.join(["python", "-m", "asympo_jax.sweep", *_arguments()]),
         "axes": sweep["axes"],

@@ -2,12 +2,14 @@
 
 `--config=configs/staleness.py:STUDY` takes one of these studies; without one, `objectives`.
 
-    learning_rate  each objective at lag 16 with three learning rates, on a seed of its own
-    objectives     each objective at its best of those, lags 0 to 256, three seeds
+    learning_rate  each objective at lags 0 and 16 with three learning rates, on a seed of its own
+    objectives     each objective at its best of those at lag 16, lags 0 to 256, three seeds
+    on_policy      lag 0, where each objective has its best of those at lag 0
     long           some of them for 400 updates, in which a lag of 256 is really reached
     periodic       samplers refreshed every 1, 16 and 64 updates instead of a fixed lag
     alpha          SPO's scale of negative responses
     floor          ASymPO's floor of the NLL
+    clip           the clip of the gradient's norm: none, always active, as in the other studies
     asympo_rate    ASymPO over a wide range of learning rates
 
 Everything runs in one process a run (`runtime.name=sync`), in ticket order: update n trains on
@@ -38,10 +40,11 @@ def get_config(study: str = "objectives") -> ml_collections.ConfigDict:
     axes = {
         "learning_rate": {
             "objective.name": OBJECTIVES,
-            "lag": (16,),
+            "lag": (0, 16),
             "optimizer.learning_rate": LEARNING_RATES,
             "seed": (100,),
         },
+        "on_policy": {"objective.name": OBJECTIVES, "lag": (0,), "seed": SEEDS},
         "objectives": {"objective.name": OBJECTIVES, "lag": LAGS, "seed": SEEDS},
         "long": {
             "objective.name": ("spo", "asympo", "dapo", "topr", "decoupled_ppo"),
@@ -53,6 +56,12 @@ def get_config(study: str = "objectives") -> ml_collections.ConfigDict:
             "objective.name": ("reinforce", "asympo", "grpo"),
             "lag": (0,),
             "refresh_every_updates": (1, 16, 64),
+            "seed": SEEDS,
+        },
+        "clip": {
+            "objective.name": ("reinforce", "spo", "asympo", "grpo"),
+            "lag": (16,),
+            "optimizer.clip_norm": (0.0, 0.1, 1.0),
             "seed": SEEDS,
         },
         "alpha": {

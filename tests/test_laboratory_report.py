@@ -179,19 +179,6 @@ def test_the_curve_of_a_run_that_failed_is_drawn_up_to_its_failure(tmp_path):
     ).any()
 
 
-def test_no_bar_is_drawn_where_there_is_one_run(tmp_path):
-    def make(values):
-        return outcome(values) if values["seed"] == 0 or values["lag"] == 0 else None
-
-    write_sweep(tmp_path / "one", axes(["asympo"]), make)
-    write_sweep(tmp_path / "three", axes(["asympo"]))  # the same accuracies: bars of length 0
-    pictures = []
-    for name in ("one", "three"):
-        report(tmp_path / name)
-        pictures.append(image(tmp_path / name, "accuracy_by_lag.png"))
-    assert (pictures[0] != pictures[1]).any()
-
-
 def test_what_all_runs_share_stands_above_the_table(tmp_path, capsys):
     its = {"lag": [0], "objective.name": ["asympo", "spo"], "order": ["ticket"]}
     write_sweep(tmp_path, its | {"num_updates": [20], "seed": [0, 1]})

@@ -147,7 +147,7 @@ ASPO = ["clip_low", "clip_high", "cap"]
             {"kl_coefficient": -0.1},
             "objective.kl_coefficient=-0.1: must be finite and not negative",
         ),
-        ("grpo", {"kl_coefficient": INFINITE}, "objective.kl_coefficient=inf: must not be"),
+        ("grpo", {"kl_coefficient": INFINITE}, "objective.kl_coefficient=inf: must be finite"),
         ("no_such_module:x", {}, "objective.name='no_such_module:x': cannot be imported"),
         ("my_objectives:absent", {}, "objective.name='my_objectives:absent': cannot be imported"),
         (":x", {}, "objective.name=':x': cannot be imported"),

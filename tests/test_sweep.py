@@ -168,7 +168,7 @@ def test_results_are_evaluated_alike(swept, sweeper):
 def test_all_runs_have_as_many_cores(swept, sweeper, tmp_path):
     workdir = copy_of(swept, tmp_path / "sweep")
     (workdir / NAMES[0] / "result.json").unlink()
-    cores = workdir / "jobs" / "cores_per_run"
+    cores = workdir / "jobs" / "learner_cores"
     cores.write_text(f"{int(cores.read_text()) + 1}\n")
     refused = sweep(sweeper, workdir)
     assert refused.code == 2 and "--processes=" in refused.error and "cores" in refused.error

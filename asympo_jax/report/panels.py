@@ -1,6 +1,7 @@
 """What all pictures share: inks, empty panels, and the names of lines where they end."""
 
 import dataclasses
+import math
 import pathlib
 import warnings
 from collections.abc import Sequence
@@ -75,6 +76,8 @@ def scale_nll(panel: "Axes", subs: Sequence[float]) -> None:
     """A logarithmic y-axis in plain numbers, labelled at these multiples of powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+    if not math.isfinite(panel.dataLim.minposy):
+        return  # nothing that has a logarithm
     panel.set_yscale("log")
     panel.yaxis.set_major_locator(LogLocator(subs=subs))
     panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

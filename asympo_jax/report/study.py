@@ -165,7 +165,9 @@ def _load_outcome(
             or not all(v is None or isinstance(v, _NUMBER) for v in found)
         ):
             raise ValueError(f"{directory}: {place} needs a number of {name!r} for each update")
-        series[name] = [math.nan if v is None or abs(v) > _LARGEST else v for v in found]
+        # A logarithmic axis has no place for an NLL of 0.
+        hidden = (None, 0) if name.startswith("nll/") else (None,)
+        series[name] = [math.nan if v in hidden or abs(v) > _LARGEST else v for v in found]
     if not all(0 <= share <= 1 for share in series[ACCURACY]):
         raise ValueError(f"{directory}: {place} has an accuracy that is not from 0 to 1")
     return Outcome(values.get(SEED), rate, failure, diverged, updates, series)
