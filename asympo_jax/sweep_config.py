@@ -82,15 +82,15 @@ def cases(sweep: ml_collections.ConfigDict) -> list[Case]:
     for chosen in itertools.product(*axes.values()):
         values = dict(zip(axes, chosen, strict=True))
         case = Case(values, _config(sweep, values))
-        try:
-            resolve(case.config)
-        except ValueError as error:
-            raise ValueError(f"run {case.name}: {error}") from error
         if len(os.fsencode(case.name)) > _MAX_NAME:
             raise ValueError(
                 f"axes: the run {case.name[:60]!r}… would have a name of more than {_MAX_NAME} "
                 "bytes; vary fewer fields"
             )
+        try:
+            resolve(case.config)
+        except ValueError as error:
+            raise ValueError(f"run {case.name}: {error}") from error
         found.append(case)
     return found
 
