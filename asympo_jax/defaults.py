@@ -78,7 +78,7 @@ def default_config() -> ml_collections.ConfigDict:
                 **{option: unset(float) for option in _OBJECTIVE_OPTIONS},
                 "aggregation": unset(str),
                 "constant": unset(float),
-                "kl_coefficient": 0.0,
+                "kl_coefficient": unset(float),
             },
             "advantage": {"center": unset(str), "scale": unset(str)},
             "task": {

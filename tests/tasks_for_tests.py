@@ -94,4 +94,4 @@ def scaled_weight(batch, factor=1.0):
 
 
 scaled = Objective("scaled", scaled_weight)
-divided = Objective("divided", scaled_weight, "constant", constant=7.0)
+divided = Objective("divided", scaled_weight, "constant", constant=7.0, kl_coefficient=0.1)

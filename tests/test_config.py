@@ -148,17 +148,19 @@ def test_proximal_parameters_are_never_older_than_those_that_sampled():
         assert resolve(config).step.proximal_every_updates == found
 
 
-def test_the_divisor_of_a_users_own_objective_is_kept_unless_it_is_set():
-    for fields, constant in (
-        ({}, 7.0),
-        ({"constant": 3.0}, 3.0),
-        ({"aggregation": "constant"}, 24.0),
+def test_the_form_of_a_users_own_objective_is_kept_unless_it_is_set():
+    for fields, constant, kl_coefficient in (
+        ({}, 7.0, 0.1),
+        ({"constant": 3.0}, 3.0, 0.1),
+        ({"aggregation": "constant"}, 24.0, 0.1),
+        ({"kl_coefficient": 0.0}, 7.0, 0.0),
     ):
         config = default_config()
         config.objective.name = "tasks_for_tests:divided"
         for name, value in fields.items():
             config.objective[name] = value
-        assert resolve(config).objective.constant == constant
+        objective = resolve(config).objective
+        assert (objective.constant, objective.kl_coefficient) == (constant, kl_coefficient)
 
 
 def test_the_default_config_is_the_lab_record_of_the_arithmetic_task():

@@ -133,7 +133,7 @@ def make(
     *,
     aggregation: Aggregation | None = None,
     constant: float | None = None,
-    kl_coefficient: float = 0.0,
+    kl_coefficient: float | None = None,
     **options: Any,
 ) -> Objective:
     """The objective called `name` with its options filled in.
@@ -142,8 +142,8 @@ def make(
         name: one of `names()`, or the import path `my_module:my_objective` of an `Objective`.
         aggregation: instead of the objective's own.
         constant: divisor of the aggregation `constant`.
-        kl_coefficient: β ≥ 0 of the term `β · k3(current, reference)`; above 0 the objective needs
-            reference log-probs, too.
+        kl_coefficient: β ≥ 0 of the term `β · k3(current, reference)`, instead of the objective's
+            own, which is 0 for those of the package; above 0 it needs reference log-probs, too.
         **options: keyword arguments of its weight and advantage functions.
 
     Returns:
@@ -182,7 +182,7 @@ def _with_loss(
     objective: Objective,
     aggregation: Aggregation | None,
     constant: float | None,
-    kl_coefficient: float,
+    kl_coefficient: float | None,
 ) -> Objective:
     """The objective in a loss of another form, checked."""
     aggregation = objective.aggregation if aggregation is None else aggregation
@@ -192,6 +192,7 @@ def _with_loss(
             f"{aggregation!r}"
         )
     constant = objective.constant if constant is None else constant
+    kl_coefficient = objective.kl_coefficient if kl_coefficient is None else kl_coefficient
     if aggregation not in get_args(Aggregation):
         raise ValueError(
             f"objective.aggregation={aggregation!r}: must be one of {list(get_args(Aggregation))}"
