@@ -67,9 +67,11 @@ def _draw_accuracy(grid: Grid) -> "Figure":
     """Final accuracy over the field, a panel for each group."""
     groups = groups_of_rows(grid)
     name = name_of(grid.field)
+    cells = [cell for row in grid.rows for cell in row.cells]
+    marks = "hollow: runs collapsed · " * any(cell.num_collapsed for cell in cells)
+    marks += "×: all failed" * any(cell.runs and cell.mean is None for cell in cells)
     figure, (panels,) = _make_panels(
-        grid, f"Final accuracy on held-out prompts by {name}",
-        _error_note(grid, "bars") + "hollow: runs collapsed · ×: all failed",
+        grid, f"Final accuracy on held-out prompts by {name}", _error_note(grid, "bars") + marks,
         groups, 1, 2.5)  # fmt: skip
     for group, panel in zip(groups, panels, strict=True):
         places = _scale_x(panel, grid)
