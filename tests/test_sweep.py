@@ -80,7 +80,9 @@ def test_a_run_of_a_sweep_is_the_run_that_train_makes(swept, sweeper, tmp_path):
 def test_a_sweep_that_is_done_repeats_nothing(swept, sweeper):
     files = list(swept.workdir.glob("*/metrics.jsonl"))
     before = [path.stat().st_mtime_ns for path in files]
-    made = results(swept.workdir, "laboratory")
+    path = swept.workdir / "results" / "laboratory.json"
+    made = results(swept.workdir, "laboratory") | {"machine": "where the runs were made"}
+    path.write_text(json.dumps(made))
     again = sweep(sweeper, swept.workdir)
     assert results(swept.workdir, "laboratory") == made
     assert again.code == 0 and "2 runs: 2 done before, 0 to do" in again.stderr
