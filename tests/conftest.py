@@ -1,6 +1,7 @@
 """The conditions of every test: CPU, eight simulated devices, strict numerics, checked shapes."""
 
 import os
+import signal
 import sys
 
 assert "jax" not in sys.modules, "jax was imported before its devices could be chosen"
@@ -16,6 +17,10 @@ import optax  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A shell starts what runs in the background with these ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The same examples at every run, however slow the machine.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)

@@ -320,11 +320,7 @@ def test_a_platform_that_is_not_there_is_told_in_a_sentence(runner, tmp_path):
     ],
 )
 def test_a_signal_ends_the_run_and_leaves_nothing_behind(runner, tmp_path, number, code, word):
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would stay ignored
-    try:
-        process = runner.start(tmp_path / "run", num_updates=100_000)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    process = runner.start(tmp_path / "run", num_updates=100_000)
     wait_for(lambda: len(metrics_lines(tmp_path / "run")) > 3, process)
     assert len(processes_about(tmp_path)) == 2
     process.send_signal(number)
