@@ -17,7 +17,7 @@ from asympo_jax.models.attention import (
     attend_causally,
     make_attend_decoding,
 )
-from asympo_jax.models.transformer import rotate
+from asympo_jax.models.rope import rotate
 
 every_family = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 TOKENS = np.random.default_rng(0).integers(0, 7, (4, 9)).astype(np.int32)

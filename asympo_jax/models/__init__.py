@@ -1,7 +1,9 @@
-"""One decoder for three families, and log-probabilities without full logits."""
+"""One decoder for three families, its Hugging Face form, and log-probs without full logits."""
 
 from asympo_jax.models.config import ModelConfig
+from asympo_jax.models.hf import Model, load, save
 from asympo_jax.models.logprobs import token_logp
+from asympo_jax.models.rope import LinearScaling, Llama3Scaling
 from asympo_jax.models.transformer import (
     head_logits,
     head_matrix,
@@ -11,11 +13,16 @@ from asympo_jax.models.transformer import (
 )
 
 __all__ = [
+    "LinearScaling",
+    "Llama3Scaling",
+    "Model",
     "ModelConfig",
     "head_logits",
     "head_matrix",
     "hidden_states",
     "init_params",
+    "load",
     "logits",
+    "save",
     "token_logp",
 ]

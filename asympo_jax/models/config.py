@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+from asympo_jax.models.rope import RopeScaling
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -21,7 +23,9 @@ class ModelConfig:
         qk_norm: RMSNorm on queries and keys of each head (Qwen3).
         qkv_bias: biases on the query, key and value projections (Qwen2).
         tied_head: the output head is the embedding.
-        dtype: of activations and matrix products; parameters and reductions stay float32.
+        dtype: of activations and matrix products; reductions stay float32. Parameters are float32
+            unless a checkpoint was loaded otherwise.
+        rope_scaling: how the rotary frequencies are stretched; None for not at all.
     """
 
     vocab_size: int
@@ -37,6 +41,7 @@ class ModelConfig:
     qkv_bias: bool = False
     tied_head: bool = True
     dtype: str = "float32"
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self):
         """Refuses shapes that cannot be built.

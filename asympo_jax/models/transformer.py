@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from asympo_jax.models.attention import Attend, attend_causally
 from asympo_jax.models.config import ModelConfig
+from asympo_jax.models.rope import rotate
 
 Params = Any
 
@@ -26,24 +27,11 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Normalises the last axis of `x`."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],)).astype(jnp.float32)
         x32 = x.astype(jnp.float32)
         mean_square = jnp.square(x32).mean(axis=-1, keepdims=True)
         broadcast_scale = scale.reshape((1,) * (x.ndim - 1) + (-1,))
         return (x32 * jax.lax.rsqrt(mean_square + self.epsilon) * broadcast_scale).astype(x.dtype)
-
-
-def rotate(
-    x_BTNH: Float[Array, "B T N H"], position_BT: Int[Array, "B T"], theta: float
-) -> Float[Array, "B T N H"]:
-    """Rotary position embedding of the pairs (i, i + H/2). arXiv:2104.09864, layout of Llama."""
-    half = x_BTNH.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BT1h = position_BT.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None]
-    sin, cos = jnp.sin(angle_BT1h), jnp.cos(angle_BT1h)
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTNH.dtype)
 
 
 class Attention(nn.Module):
@@ -68,8 +56,8 @@ class Attention(nn.Module):
         if config.qk_norm:
             q_BTNH = RMSNorm(config.norm_epsilon, name="query_norm")(q_BTNH)
             k_BTKH = RMSNorm(config.norm_epsilon, name="key_norm")(k_BTKH)
-        q_BTNH = rotate(q_BTNH, position_BT, config.rope_theta)
-        k_BTKH = rotate(k_BTKH, position_BT, config.rope_theta)
+        q_BTNH = rotate(q_BTNH, position_BT, config.rope_theta, config.rope_scaling)
+        k_BTKH = rotate(k_BTKH, position_BT, config.rope_theta, config.rope_scaling)
         out_BTNH, cache = attend(q_BTNH, k_BTKH, v_BTKH, cache)
         project = nn.DenseGeneral(
             config.width, axis=(-2, -1), use_bias=False, name="out", dtype=config.dtype
