@@ -8,8 +8,8 @@ import json
 
 from absl import flags
 
-from asympo_jax import command, experiment
-from asympo_jax.config import from_plain, read_json, resolve
+from asympo_jax import command, experiment, workdirs
+from asympo_jax.config import resolve
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 _PROMPTS = flags.DEFINE_integer(
@@ -22,9 +22,7 @@ def main() -> None:
     """Loads the parameters, samples, grades, prints."""
     with command.refusals():
         workdir = command.directory(_WORKDIR)
-        if not (workdir / "config.json").is_file():
-            raise ValueError(f"workdir={workdir}: is not the directory of a run, no config.json")
-        config = from_plain(read_json(workdir / "config.json"))
+        config = workdirs.read_config(workdir)
         config.eval.num_prompts = _PROMPTS.value or config.eval.num_prompts
         config.eval.samples_per_prompt = _SAMPLES.value
         resolved = resolve(config)

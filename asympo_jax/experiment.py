@@ -135,17 +135,21 @@ def new_state(config: ExperimentConfig, parts: Parts) -> TrainState:
     )
 
 
-def load_state(config: ExperimentConfig, parts: Parts, workdir: pathlib.Path) -> TrainState:
-    """The state in a run's newest checkpoint.
+def load_state(
+    config: ExperimentConfig, parts: Parts, workdir: pathlib.Path, update: int | None = None
+) -> TrainState:
+    """The state in a run's newest checkpoint, or in that of an update.
 
     Raises:
         ValueError: there is none.
     """
     checkpointer = Checkpointer(workdir, config.checkpoint.keep)
-    if checkpointer.latest() is None:
+    updates = checkpointer.updates()
+    if not updates:
         raise ValueError(f"workdir={workdir}: has no checkpoint")
-    like = new_state(config, parts)
-    state = checkpointer.restore(like).state
+    if update is not None and update not in updates:
+        raise ValueError(f"update={update}: workdir={workdir} has checkpoints of {updates}")
+    state = checkpointer.state(new_state(config, parts), updates[-1] if update is None else update)
     checkpointer.close()
     return state
 

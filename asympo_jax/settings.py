@@ -233,7 +233,7 @@ class ExperimentConfig:
         task_name: name or import path.
         task_options: of the task's constructor.
         reward: what the task's reward becomes.
-        model: all fields of `ModelConfig` but `vocab_size`, which the task's tokenizer gives.
+        model: fields of `ModelConfig`; the task's tokenizer gives `vocab_size`.
         optimizer: of the learner.
         learner: its platform and memory.
         sampler: processes and draws.

@@ -10,7 +10,9 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
-from asympo_jax.config import read_json
+import ml_collections
+
+from asympo_jax.config import from_plain, read_json
 from asympo_jax.settings import ExperimentConfig
 
 # What may change between two calls on one workdir: what ticket order trains is the same.
@@ -46,6 +48,17 @@ def prepare(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] |
         path = workdir / "config.json"
         replace(path, json.dumps(config.source, indent=2, sort_keys=True) + "\n")
     return found
+
+
+def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config of the run in a directory.
+
+    Raises:
+        ValueError: it is not the directory of a run, or its config cannot be used.
+    """
+    if not (workdir / "config.json").is_file():
+        raise ValueError(f"workdir={workdir}: is not the directory of a run, no config.json")
+    return from_plain(read_json(workdir / "config.json"))
 
 
 def result(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] | None:

@@ -211,7 +211,7 @@ def test_the_command_ends_with_one_sentence_and_code_2(tmp_path, flags, word):
 
 
 def test_help_is_no_failure(tmp_path):
-    for module in ("train", "evaluate", "sweep"):
+    for module in ("train", "evaluate", "sweep", "export"):
         command = [sys.executable, "-m", f"asympo_jax.{module}", "--help"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0 and "--workdir" in done.stdout

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors
+import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny_models import FAMILIES, LLAMA, QWEN2, QWEN3, params_of
 
@@ -178,6 +179,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 WRONG_CONFIGS = [
     ({"model_type": "mistral"}, "model_type='mistral': must be one of ['llama', 'qwen2', 'qwen3']"),
     ({"model_type": ...}, "model_type=None: must be one of"),
+    ({"model_type": ["llama"]}, "model_type=['llama']: must be one of"),
     ({"architectures": ["Qwen3ForSequenceClassification"]}, "must be ['Qwen3ForCausalLM']"),
     ({"attention_bias": True}, "attention_bias=True: must be False"),
     ({"mlp_bias": True}, "mlp_bias=True: must be False"),
@@ -310,8 +312,6 @@ def test_other_types_than_the_two_are_refused(directory, tmp_path: pathlib.Path)
 def test_half_precision_tensors_are_read(directory):
     path = directory / "model.safetensors"
     tensors = {name: array.astype(np.float16) for name, array in tensors_of(directory).items()}
-    import safetensors.numpy
-
     safetensors.numpy.save_file(tensors, path)
     wanted = jax.tree.map(lambda x: x.astype(jnp.float16), params_of(QWEN3))
     wanted = jax.tree.map(lambda x: x.astype(jnp.float32), wanted)

@@ -93,6 +93,24 @@ class Checkpointer:
             found = self._manager.restore(update, args=arguments)
             return Ledger.from_json(found["run"]["ledger"])
 
+    def updates(self) -> list[int]:
+        """Updates of the complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def state(self, like: TrainState, update: int) -> TrainState:
+        """The state in the checkpoint of an update, without what else is in it.
+
+        Args:
+            like: a state of the same shapes, whose values are ignored.
+            update: one of `updates`.
+
+        Raises:
+            CheckpointRefused: it cannot be read.
+        """
+        arguments = ocp.args.Composite(state=_restoring(like))
+        with self._refusing(update, "read"):
+            return TrainState(**self._manager.restore(update, args=arguments)["state"])
+
     def restore(self, like: TrainState) -> Restored:
         """The newest complete checkpoint.
 
@@ -101,12 +119,11 @@ class Checkpointer:
         """
         update = self._manager.latest_step()
         assert update is not None
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_tree(like))
         with self._refusing(update, "read"):
             found = self._manager.restore(
                 update,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract),
+                    state=_restoring(like),
                     snapshots=ocp.args.StandardRestore(),
                     run=ocp.args.JsonRestore(),
                 ),
@@ -149,6 +166,11 @@ class Checkpointer:
                 f"{self._manager.directory / str(update)}: this checkpoint cannot be {what} "
                 f"({words}){advice}"
             ) from error
+
+
+def _restoring(like: TrainState) -> ocp.args.StandardRestore:
+    """What restores a state of the shapes of `like`."""
+    return ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_tree(like)))
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def to_json(
 def _family(found: Mapping[str, Any]) -> str:
     """The family of a file, whose architecture must be its decoder with a head."""
     family = found.get("model_type")
-    if family not in _ARCHITECTURES:
+    if family not in list(_ARCHITECTURES):  # a list compares what cannot be hashed too
         raise ValueError(f"model_type={family!r}: must be one of {list(_ARCHITECTURES)}")
     wanted = [_ARCHITECTURES[family]]
     architectures = found.get("architectures", wanted)

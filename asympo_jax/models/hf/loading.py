@@ -70,7 +70,7 @@ def load(
     config = load_config(directory, dtype)
     stored = _matched(config, directory)
     params = {}
-    # The largest first: later ones find its host copy gone and add less than it did.
+    # The largest first: its host copy is gone before most of the parameters are there.
     for weight in sorted(stored, key=lambda weight: -math.prod(weight.shape)):
         params[weight.path] = _place(weight, stored[weight], jnp.dtype(dtype), sharding)
     return Model(config, flax.traverse_util.unflatten_dict(params, sep="/"))
@@ -114,7 +114,9 @@ def _matched(config: ModelConfig, directory: pathlib.Path) -> dict[Weight, Store
 
 def _unknown(stored: Iterable[str], wanted: Iterable[str]) -> list[str]:
     """Names of tensors that nothing is known of."""
-    return [name for name in sorted(set(stored) - set(wanted)) if _IGNORED_SUFFIX not in name]
+    return [
+        name for name in sorted(set(stored) - set(wanted)) if not name.endswith(_IGNORED_SUFFIX)
+    ]
 
 
 def _check_tied_head(stored: dict[str, StoredTensor]) -> None:

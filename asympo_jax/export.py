@@ -1,0 +1,41 @@
+"""Writes a checkpoint as a Hugging Face directory: `… export --workdir=DIR --out=HF_DIR`.
+
+Other engines and transformers load it. The tokenizer is not part of a run: `--like` names the
+directory whose tokenizer the run's task has, and its files are copied.
+"""
+
+from absl import flags
+
+from asympo_jax import command, experiment, models, workdirs
+from asympo_jax.config import resolve
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Directory to write; new or empty.", required=True)
+_UPDATE = flags.DEFINE_integer(
+    "update", None, "Update of the checkpoint; the newest if not given.", lower_bound=0
+)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the tensors.")
+_LIKE = flags.DEFINE_string(
+    "like", None, "Hugging Face directory whose tokenizer files and special tokens are taken."
+)
+
+
+def main() -> None:
+    """Reads the checkpoint, writes the directory, says what is in it."""
+    with command.refusals():
+        workdir, out = command.directory(_WORKDIR), command.directory(_OUT)
+        resolved = resolve(workdirs.read_config(workdir))
+        parts = experiment.build_parts(resolved)
+        state = experiment.load_state(resolved, parts, workdir, _UPDATE.value)
+        models.save(
+            models.Model(parts.model, state.params),
+            out,
+            like=None if _LIKE.value is None else command.directory(_LIKE),
+            dtype=_DTYPE.value,
+            stop_ids=parts.task.tokenizer.stop_ids,
+        )
+    command.tell(f"{out}: {workdir} after {int(state.update)} updates, {_DTYPE.value}\n")
+
+
+if __name__ == "__main__":
+    command.run(main)
