@@ -22,7 +22,8 @@ from asympo_jax.models.rope import LinearScaling, Llama3Scaling
 
 SCALED = dataclasses.replace(LLAMA, rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 64))
 STRETCHED = dataclasses.replace(QWEN3, rope_scaling=LinearScaling(2.0), tied_head=True)
-CONFIGS = {**FAMILIES, "scaled": SCALED, "stretched": STRETCHED}
+WIDE = dataclasses.replace(QWEN2, head_width=6)  # not the number of heads
+CONFIGS = {**FAMILIES, "scaled": SCALED, "stretched": STRETCHED, "wide": WIDE}
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
@@ -101,12 +102,12 @@ def test_the_head_is_written_even_where_it_is_the_embedding(config, tmp_path: pa
     np.testing.assert_array_equal(found["lm_head.weight"], head)
 
 
-def test_logits_are_those_of_the_decoder(directory):
-    model = models.load(directory)
-    tokens_BT = jnp.array([[1, 2, 3]], jnp.int32)
-    np.testing.assert_array_equal(
-        model.logits(model.params, tokens_BT), models.logits(QWEN3, params_of(QWEN3), tokens_BT)
-    )
+def test_logits_are_those_of_the_decoder_under_the_parameters_given(directory):
+    model, params = models.load(directory), params_of(QWEN3, seed=1)
+    tokens_BT = np.array([[1, 2, 3]])
+    for given in (model.params, params):
+        wanted = models.logits(QWEN3, given, jnp.asarray(tokens_BT))
+        np.testing.assert_array_equal(model.logits(given, tokens_BT), wanted)
 
 
 @pytest.mark.parametrize("config", [QWEN2, QWEN3], ids=["tied", "untied"])
