@@ -22,17 +22,17 @@ _NUMBER = re.compile(
 )
 
 
-def final_answer(text: str) -> str | None:
+def final_answer(text: str, max_characters: int = _MAX_CHARACTERS) -> str | None:
     """The span after the last `####`, to the end of that line, stripped; None where there is none.
 
-    A span of more than 64 characters counts as none.
+    A span of more than `max_characters` counts as none.
     """
     mark = text.rfind(MARK)
     if mark < 0:
         return None
     start = mark + len(MARK)
-    span, newline, _ = text[start : start + _MAX_CHARACTERS + 1].partition("\n")
-    if not newline and len(span) > _MAX_CHARACTERS:
+    span, newline, _ = text[start : start + max_characters + 1].partition("\n")
+    if not newline and len(span) > max_characters:
         return None
     return span.strip()
 

@@ -1,0 +1,104 @@
+"""Comparison of final answers that are LaTeX, such as those of MATH.
+
+Decisions. Only one span of a response counts: the last box, or what follows the last `####`,
+whichever comes later; nothing is searched for elsewhere. Equal texts are equal and two plain
+numbers are compared exactly. All else goes to math-verify, which reads both sides as LaTeX alone:
+its other grammar would hand the text of a model to Python's `eval`. math-verify measures its time
+with SIGALRM, so it works only in a main thread, and no alarm ends a loop in C: grade responses of a
+model in a pool of processes.
+"""
+
+import functools
+import logging
+import re
+from typing import Any
+
+from asympo_jax.tasks import grading
+
+# Longer spans are no answer; the longest answer of MATH has about 160 characters.
+_MAX_CHARACTERS = 400
+_TIMEOUT_S = 3  # of reading a side and of one comparison; whole seconds, as alarms are
+
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([0-9a-zA-Z]))")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+
+
+def final_span(text: str) -> str | None:
+    """What is in the last box, or follows the last `####`; None where there is neither.
+
+    Whichever mark starts later counts. A box is `\\boxed{…}` or `\\fbox{…}` with balanced braces, or
+    `\\boxed 5`. An unterminated box and a span of more than 400 characters count as none.
+    """
+    # Bounded work: boxes are looked for from the end, and only the last one is read.
+    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    if start < 0 or text.rfind(grading.MARK) > start:
+        return grading.final_answer(text, _MAX_CHARACTERS)
+    match = _BOX.match(text, start, start + _MAX_CHARACTERS)
+    if match is None:
+        return None
+    if match[1] is not None:
+        return match[1]
+    depth = 1
+    for brace in _BRACE.finditer(text, match.end(), match.end() + _MAX_CHARACTERS + 1):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return text[match.end() : brace.start()].strip()
+    return None
+
+
+def grade_latex(text: str, answer: str) -> float:
+    """1 if the final span of `text` has the value of `answer`, else 0.
+
+    Args:
+        text: a response; any text, of any size.
+        answer: what is right, as LaTeX without dollar signs around it.
+
+    Raises:
+        TimeoutError: the comparison took too long; neither right nor wrong is known.
+        ValueError: not called in a main thread.
+    """
+    span = final_span(text)
+    return float(bool(span) and _is_equal(answer, span))
+
+
+def _is_equal(answer: str, span: str) -> bool:
+    """Whether two pieces of LaTeX have one value."""
+    if span == answer.strip():
+        return True
+    left, right = grading.parse_number(answer), grading.parse_number(span)
+    if left is not None and right is not None:
+        return left == right
+    return is_verified(answer, span)
+
+
+def is_verified(answer: str, span: str) -> bool:
+    """Whether math-verify finds `span` equal to `answer`.
+
+    Raises:
+        TimeoutError: it took too long.
+        ValueError: not called in a main thread.
+    """
+    import math_verify
+    from math_verify.errors import TimeoutException
+
+    try:
+        # The gold side comes first: the comparison is not symmetric.
+        return math_verify.verify(
+            _parsed(answer.strip()), _parsed(span.strip()), timeout_seconds=_TIMEOUT_S
+        )
+    except TimeoutException as error:
+        raise TimeoutError(f"comparing {span[:80]!r} with {answer[:80]!r}") from error
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(latex: str) -> list[Any]:
+    """What math-verify reads in a piece of LaTeX; the responses of a group have few answers."""
+    import math_verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    return math_verify.parse(
+        f"${latex}$",
+        [math_verify.LatexExtractionConfig()],
+        parsing_timeout=_TIMEOUT_S,
+        raise_on_error=True,
+    )
