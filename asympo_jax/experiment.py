@@ -93,7 +93,7 @@ def _check_lengths(config: ExperimentConfig, task: Task) -> None:
     prompts = [task.eval_prompt(i) for i in range(num_prompts)]
     prompts += [task.train_prompt(i) for i in range(min(num_prompts, task.num_train))]
     for prompt in prompts:
-        length = len(task.tokenizer.encode(prompt.text))
+        length = len(task.tokenizer.encode_prompt(prompt.text))
         if not 1 <= length <= room:
             raise ValueError(
                 f"sampler.max_prompt_tokens={room}: prompt {prompt.text[:60]!r} has {length} "

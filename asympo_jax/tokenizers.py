@@ -7,7 +7,7 @@ stop ids; encoding never adds special tokens by itself.
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, Self
 
 # The control tokens of a `BpeTokenizer`, in the order of their ids.
@@ -31,12 +31,16 @@ class Tokenizer(Protocol):
         """The ids of `text`, without special tokens."""
         ...
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids that a model is to go on from, with what a chat template puts around `text`."""
+        return self.encode(text)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; special tokens are left out."""
         ...
 
 
-class CharTokenizer:
+class CharTokenizer(Tokenizer):
     """One id a character: 0 is padding, 1 ends a response, characters follow.
 
     Args:
@@ -75,7 +79,7 @@ class CharTokenizer:
         return "".join(self._alphabet[i - 2] for i in ids if i >= 2)
 
 
-class BpeTokenizer:
+class BpeTokenizer(Tokenizer):
     """Byte-level BPE: 0 is padding, 1 ends a response, and any text survives the round trip.
 
     User text never becomes a control id: `<|end|>` in it is encoded as its characters.
@@ -150,6 +154,41 @@ class BpeTokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         """Through the constructor: the library's own pickling forgets `encode_special_tokens`."""
         return type(self), (self._tokenizer.to_str(),)
+
+
+class TextStream:
+    """Text of ids that come one by one; what it gives adds up to the text of them all.
+
+    A character whose bytes are spread over several ids comes with the last of them.
+
+    Args:
+        decode: ids to text.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]):
+        self._decode = decode
+        self._ids: list[int] = []
+        self._first = 0  # Ids before it do not change the text of those to come.
+        self._told = 0  # The text of the ids before it was given.
+
+    def push(self, token: int) -> str:
+        """The text that one more id completes; often empty."""
+        self._ids.append(token)
+        text = self._new_text()
+        if text.endswith("\ufffd"):
+            return ""
+        self._first, self._told = self._told, len(self._ids)
+        return text
+
+    def end(self) -> str:
+        """The rest, where the last character is not whole."""
+        text, self._told = self._new_text(), len(self._ids)
+        return text
+
+    def _new_text(self) -> str:
+        """The text after what was given; decoded with ids before it, whose spaces it needs."""
+        known = self._decode(self._ids[self._first : self._told])
+        return self._decode(self._ids[self._first :])[len(known) :]
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:

@@ -15,7 +15,7 @@ PACKAGE = "asympo_jax"
 # A room is a module of the package, or a folder of modules. A new room gets its line here.
 ROOMS_OF_FLOOR = {
     0: ("types", "import_path"),
-    1: ("objectives", "models", "tasks", "tokenizers"),
+    1: ("objectives", "models", "tasks", "tokenizers", "hf_tokenizer"),
     2: ("sampling", "learning"),
     3: ("runtime",),
     4: (
@@ -38,7 +38,7 @@ ROOMS_OF_FLOOR = {
     5: ("train", "evaluate", "sample", "command", "replay", "sweep", "export", "__main__"),
 }
 # The one way across a floor: a task names its tokenizer, and no tokenizer knows a task.
-PASSAGES = {("tasks", "tokenizers")}
+PASSAGES = {("tasks", "tokenizers"), ("tasks", "hf_tokenizer")}
 FLOOR = {room: floor for floor, rooms in ROOMS_OF_FLOOR.items() for room in rooms}
 
 # Floors 0 to 2 have no threads, processes, sockets, clocks, flags and ConfigDicts.
@@ -47,7 +47,7 @@ IMPURE |= {"subprocess", "threading", "time"}
 TRANSPORTS = ("runtime.local", "runtime.ray")
 STRANGERS = ("runtime.sampler", "runtime.learner")
 # Data sets, vocabularies and checkpoints come from files; other pure modules open none.
-FILE_READERS = ("tasks", "tokenizers", "models.hf")
+FILE_READERS = ("tasks", "tokenizers", "hf_tokenizer", "models.hf")
 FILE_CALLS = {"open", "read_bytes", "read_text", "write_bytes", "write_text"}
 
 MAX_MODULE_LINES = 300

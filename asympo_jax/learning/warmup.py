@@ -96,7 +96,7 @@ def demonstration_batches(
         scored_BT = np.zeros((config.batch_size, num_positions), bool)
         for row in range(config.batch_size):
             prompt, response = task.demonstration(step * config.batch_size + row)
-            prompt_ids = task.tokenizer.encode(prompt)
+            prompt_ids = task.tokenizer.encode_prompt(prompt)
             ids = [*prompt_ids, *task.tokenizer.encode(response), task.tokenizer.stop_ids[0]]
             ids = ids[:num_positions]
             tokens_BT[row, : len(ids)] = ids

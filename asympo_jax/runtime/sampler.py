@@ -64,7 +64,7 @@ class Sampler:
             for index in self.pacing.tickets_of_lease(lease.number)
         ]
         prompts = [self.task.train_prompt(t.prompt_index) for t in tickets]
-        prompt_ids = [self.task.tokenizer.encode(prompt.text) for prompt in prompts]
+        prompt_ids = [self.task.tokenizer.encode_prompt(prompt.text) for prompt in prompts]
         keys = [t.key for t in tickets]
         out = generate(self.model, self.engine, params, prompt_ids, keys, self.draw)
         groups = []

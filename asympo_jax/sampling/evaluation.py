@@ -70,7 +70,7 @@ class Evaluator:
             # The last chunk is filled up with prompts from the start, whose answers do not count.
             indices = [i % self.num_prompts for i in range(start, start + chunk)]
             prompts = [self.task.eval_prompt(i) for i in indices]
-            ids = [self.task.tokenizer.encode(prompt.text) for prompt in prompts]
+            ids = [self.task.tokenizer.encode_prompt(prompt.text) for prompt in prompts]
             out = generate(self.model, engine, params, ids, [(0, i) for i in indices], draw)
             for p, prompt in enumerate(prompts[: self.num_prompts - start]):
                 for k, (row, length) in enumerate(

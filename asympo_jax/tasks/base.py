@@ -16,11 +16,14 @@ class Task(abc.ABC):
         tokenizer: text to ids and back, for prompts and responses of this task.
         num_train: number of training prompts.
         num_eval: number of held-out prompts.
+        grades_in_pool: whether rewards may hang, crash or need a main thread, so that they are
+            computed in processes that are killed at a deadline.
     """
 
     tokenizer: Tokenizer
     num_train: int
     num_eval: int
+    grades_in_pool: bool = False
 
     @abc.abstractmethod
     def train_prompt(self, index: int) -> Prompt:
@@ -32,7 +35,10 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def reward(self, prompt: Prompt, text: str) -> float:
-        """A finite reward for the response `text`. Pure; must accept any text."""
+        """A finite reward for the response `text`. Pure; must accept any text.
+
+        In a pool, a TimeoutError says that it could not be told in time; it is counted as such.
+        """
 
     def correct(self, prompt: Prompt, text: str) -> bool:
         """Whether the response counts as right in accuracies; by default, if its reward is ≥ 1."""

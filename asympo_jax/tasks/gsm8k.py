@@ -15,13 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from asympo_jax.tasks import grading
+from asympo_jax.tasks import grading, prompting
 from asympo_jax.tasks.base import Task
-from asympo_jax.tokenizers import BpeTokenizer
+from asympo_jax.tokenizers import BpeTokenizer, Tokenizer
 from asympo_jax.types import Prompt
 
 TOKENIZER_FILE = "tokenizer.json"
 _PREPARE = "python -m asympo_jax.tasks.gsm8k --raw=DIR_OF_JSONL --data_dir={}"
+PLAIN_TEMPLATE = "Question: {problem}\nAnswer:"
+_CHAT_TEMPLATE = (
+    "{problem}\n\nPlease reason step by step. End with a line that has `#### ` and the final answer "
+    "as one number, such as `#### 18`."
+)
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
@@ -37,10 +42,9 @@ class Problem:
     question: str
     answer: str
 
-    @property
-    def prompt(self) -> str:
+    def prompt(self, template: str = PLAIN_TEMPLATE) -> str:
         """What the model is asked."""
-        return f"Question: {self.question}\nAnswer:"
+        return prompting.fill(template, problem=self.question)
 
     @property
     def solution(self) -> str:
@@ -62,18 +66,34 @@ class Gsm8k(Task):
     Args:
         data_dir: the directory that the preparing command wrote.
         max_prompt_tokens: problems whose prompt has more tokens are left out, of both splits.
+        template: the prompt, with `{problem}` for the question; empty for one that suits the
+            tokenizer.
+        tokenizer_dir: Hugging Face directory of a model's tokenizer and chat template; empty for
+            the tokenizer that the preparing command made.
 
     Attributes:
         num_train_left_out: training problems with a longer prompt.
         num_eval_left_out: held-out problems with a longer prompt.
     """
 
-    def __init__(self, data_dir: str = "", max_prompt_tokens: int = 256):
+    def __init__(
+        self,
+        data_dir: str = "",
+        max_prompt_tokens: int = 256,
+        template: str = "",
+        tokenizer_dir: str = "",
+    ):
         if max_prompt_tokens < 1:
             raise ValueError(f"task.max_prompt_tokens={max_prompt_tokens}: must be at least 1")
         import_tfds()
         directory = _prepared(data_dir)
-        self.tokenizer = BpeTokenizer.from_file(directory / TOKENIZER_FILE)
+        self.tokenizer: Tokenizer = (
+            prompting.load_tokenizer(tokenizer_dir)
+            if tokenizer_dir
+            else BpeTokenizer.from_file(directory / TOKENIZER_FILE)
+        )
+        fitting = _CHAT_TEMPLATE if tokenizer_dir else PLAIN_TEMPLATE
+        self._template = prompting.check_template(template or fitting, "problem")
         self._train, self.num_train_left_out = self._load(directory, "train", max_prompt_tokens)
         self._eval, self.num_eval_left_out = self._load(directory, "test", max_prompt_tokens)
         self.num_train = len(self._train)
@@ -81,11 +101,11 @@ class Gsm8k(Task):
 
     def train_prompt(self, index: int) -> Prompt:
         """The training prompt at `index`, in the order of the data set without the left-out."""
-        return _make_prompt(self._train, index)
+        return self._prompt(self._train, index)
 
     def eval_prompt(self, index: int) -> Prompt:
         """The test prompt at `index`, in the order of the data set without the left-out."""
-        return _make_prompt(self._eval, index)
+        return self._prompt(self._eval, index)
 
     def reward(self, prompt: Prompt, text: str) -> float:
         """1 if the number after the last `####` equals the answer exactly, else 0."""
@@ -100,20 +120,28 @@ class Gsm8k(Task):
         epoch, position = divmod(index, self.num_train)
         order = np.random.default_rng([0x5EED, epoch]).permutation(self.num_train)
         problem = self._train[order[position]]
-        return problem.prompt, problem.solution
+        return problem.prompt(self._template), problem.solution
 
     def _load(
         self, directory: pathlib.Path, split: str, max_prompt_tokens: int
     ) -> tuple[list[Problem], int]:
         """The problems of a split with a short enough prompt, and the number of the others."""
         every = load_problems(directory, split)
-        kept = [p for p in every if len(self.tokenizer.encode(p.prompt)) <= max_prompt_tokens]
+        encode = self.tokenizer.encode_prompt
+        kept = [p for p in every if len(encode(p.prompt(self._template))) <= max_prompt_tokens]
         if not kept:
             raise ValueError(
                 f"task.max_prompt_tokens={max_prompt_tokens}: leaves none of the {len(every)} "
                 f"problems of split {split!r}; 256 keeps nearly all of the published ones"
             )
         return kept, len(every) - len(kept)
+
+    def _prompt(self, problems: list[Problem], index: int) -> Prompt:
+        """The prompt at `index`; a negative one is as wrong as one past the end."""
+        if not 0 <= index < len(problems):
+            raise IndexError(f"prompt {index} of {len(problems)}")
+        problem = problems[index]
+        return Prompt(index=index, text=problem.prompt(self._template), answer=problem.number)
 
 
 def import_tfds() -> Any:
@@ -178,14 +206,6 @@ def _prepared(data_dir: str) -> pathlib.Path:
             f"`{_PREPARE.format(data_dir)}`"
         )
     return directory
-
-
-def _make_prompt(problems: list[Problem], index: int) -> Prompt:
-    """The prompt at `index`; a negative one is as wrong as one past the end."""
-    if not 0 <= index < len(problems):
-        raise IndexError(f"prompt {index} of {len(problems)}")
-    problem = problems[index]
-    return Prompt(index=index, text=problem.prompt, answer=problem.number)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def prepare(raw: pathlib.Path, data_dir: pathlib.Path, vocab_size: int) -> list[
     shared = {p.question for p in splits["train"]} & {p.question for p in splits["test"]}
     if shared:
         raise ValueError(f"{raw}: train.jsonl and test.jsonl share {len(shared)} questions")
-    tokenizer = train_bpe((p.prompt + p.solution for p in splits["train"]), vocab_size)
+    tokenizer = train_bpe((p.prompt() + p.solution for p in splits["train"]), vocab_size)
     return [
         _write_records(raw, data_dir, splits),
         _write_tokenizer(data_dir / TOKENIZER_FILE, tokenizer),

@@ -8,7 +8,9 @@ from asympo_jax.tasks.base import Task
 
 _TASKS = {
     "arithmetic": "asympo_jax.tasks.arithmetic:Arithmetic",
+    "countdown": "asympo_jax.tasks.countdown:Countdown",
     "gsm8k": "asympo_jax.tasks.gsm8k:Gsm8k",
+    "math": "asympo_jax.tasks.math:Math",
 }
 
 

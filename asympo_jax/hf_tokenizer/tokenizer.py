@@ -3,17 +3,17 @@
 Decisions. What a person or a data set wrote stays text: a control token in it (`<|im_end|>`) is
 encoded as its characters, while those that the chat template writes become control ids. Control
 tokens are the special ones, those that end a response, and all that the template itself names, such
-as `<think>`. Templates are programs of strangers and run in jinja2's sandbox.
+as `<think>`.
 """
 
-import datetime
 import functools
-import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
+
+from asympo_jax.hf_tokenizer.chat_template import compile_template, load_template, read_object
 
 _CONFIG = "tokenizer_config.json"
 _NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -44,7 +44,7 @@ class HfTokenizer:
         try:
             source = (folder / "tokenizer.json").read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"tokenizer_dir={str(directory)!r}: tokenizer.json ({error})") from error
+            raise ValueError(f"tokenizer.json cannot be read: {error}") from error
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(source)
         except Exception as error:  # The library raises nothing narrower.
@@ -52,9 +52,9 @@ class HfTokenizer:
         # Otherwise a long prompt would be cut, or a short one padded, without a word.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        settings = _read_object(folder / _CONFIG)
-        model = _read_object(folder / "config.json")
-        generation = _read_object(folder / "generation_config.json")
+        settings = read_object(folder / _CONFIG)
+        model = read_object(folder / "config.json")
+        generation = read_object(folder / "generation_config.json")
         self._named = {name: _token_text(settings.get(name)) for name in _NAMED_TOKENS}
         self._stop_ids = self._find_stop_ids(generation, model)
         self._pad_id = self._find_pad_id(generation, model)
@@ -62,9 +62,10 @@ class HfTokenizer:
         rows = model.get("vocab_size")
         known = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self._vocab_size = max(known, rows if isinstance(rows, int) else 0)
-        text = _template_text(folder, settings, template_name)
-        self._template = None if text is None else _compile(text, folder)
+        text = load_template(folder, settings, template_name)
+        self._template = None if text is None else compile_template(text, folder)
         self._control = self._find_control(text or "")
+        self._control_ids = frozenset(self._control.values())
 
     @property
     def vocab_size(self) -> int:
@@ -93,7 +94,7 @@ class HfTokenizer:
         pieces = self._pieces(text)
         ids = [i for piece in pieces for i in self._encode(piece)]
         # A vocabulary of whole strings can have a control token as an ordinary piece.
-        return [i for i in ids if i not in self._control.values()]
+        return [i for i in ids if i not in self._control_ids]
 
     def encode_prompt(self, text: str) -> list[int]:
         """The ids that a model is to go on from: `text` as what the user says.
@@ -119,7 +120,7 @@ class HfTokenizer:
             ValueError: there is no chat template, or it refuses the messages.
         """
         words = "".join(text for message in messages for text in message.values())
-        if self._control_pattern is None or not self._control_pattern.search(words):
+        if self._is_harmless(words):
             self._tokenizer.encode_special_tokens = False
             return self._encode(self.render(messages, **variables))
         # Broken before the template sees them, so that whole ones in its text are its own.
@@ -128,6 +129,7 @@ class HfTokenizer:
             {key: gap.join(self._pieces(text)) for key, text in message.items()}
             for message in messages
         ]
+        assert self._control_pattern is not None
         ids = []
         for i, part in enumerate(self._control_pattern.split(self.render(broken, **variables))):
             ids += [self._control[part]] if i % 2 else self.encode(part.replace(gap, ""))
@@ -160,6 +162,15 @@ class HfTokenizer:
     def _encode(self, text: str) -> list[int]:
         """The library's ids, none added."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _is_harmless(self, words: str) -> bool:
+        """Whether no control token can come out of a user's words."""
+        if self._control_pattern is None:
+            return True
+        added = self._tokenizer.get_added_tokens_decoder()
+        # These are looked for after characters were replaced by others that look like them.
+        is_hidden = any(added[i].normalized for i in self._control_ids)
+        return not is_hidden and not self._control_pattern.search(words)
 
     def _pieces(self, text: str) -> list[str]:
         """`text` cut within each control token, so that no piece has a whole one."""
@@ -197,7 +208,7 @@ class HfTokenizer:
         end = self._id("eos_token")
         if end is None:
             raise ValueError(
-                f"tokenizer_dir={str(self._folder)!r}: no token ends a response; give eos_token_id "
+                "no token ends a response: give eos_token_id "
                 f"in generation_config.json or eos_token in {_CONFIG}"
             )
         return (end,)
@@ -213,41 +224,6 @@ class HfTokenizer:
         return None if text is None else self._tokenizer.token_to_id(text)
 
 
-class TextStream:
-    """Text of ids that come one by one; what it gives adds up to the text of them all.
-
-    A character whose bytes are spread over several ids comes with the last of them.
-
-    Args:
-        decode: ids to text.
-    """
-
-    def __init__(self, decode: Callable[[Sequence[int]], str]):
-        self._decode = decode
-        self._ids: list[int] = []
-        self._first = 0  # Ids before it do not change the text of those to come.
-        self._told = 0  # The text of the ids before it was given.
-
-    def push(self, token: int) -> str:
-        """The text that one more id completes; often empty."""
-        self._ids.append(token)
-        text = self._new_text()
-        if text.endswith("\ufffd"):
-            return ""
-        self._first, self._told = self._told, len(self._ids)
-        return text
-
-    def end(self) -> str:
-        """The rest, where the last character is not whole."""
-        text, self._told = self._new_text(), len(self._ids)
-        return text
-
-    def _new_text(self) -> str:
-        """The text after what was given; decoded with ids before it, whose spaces it needs."""
-        known = self._decode(self._ids[self._first : self._told])
-        return self._decode(self._ids[self._first :])[len(known) :]
-
-
 def _library() -> Any:
     """The library tokenizers, on first use."""
     try:
@@ -261,63 +237,8 @@ def _library() -> Any:
     return tokenizers
 
 
-def _read_object(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no such file."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}")
-    return data
-
-
 def _token_text(value: Any) -> str | None:
     """A token as `tokenizer_config.json` writes it: a text, or an object with `content`."""
     if isinstance(value, Mapping):
         value = value.get("content")
     return value if isinstance(value, str) else None
-
-
-def _template_text(folder: pathlib.Path, settings: Mapping[str, Any], name: str) -> str | None:
-    """The chat template; a file of its own comes before `tokenizer_config.json`."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    found = _read_object(folder / "chat_template.json").get("chat_template")
-    found = settings.get("chat_template") if found is None else found
-    if found is None or isinstance(found, str):
-        return found
-    try:
-        named = {entry["name"]: entry["template"] for entry in found}
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{folder}: chat_template is neither a text nor a list of them") from error
-    if not isinstance(named.get(name), str):
-        raise ValueError(f"{folder}: has no chat template {name!r}, but {sorted(map(str, named))}")
-    return named[name]
-
-
-def _compile(text: str, folder: pathlib.Path) -> Any:
-    """The template with what such templates expect to find."""
-    import jinja2
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: Any, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    try:
-        return environment.from_string(text)
-    except jinja2.TemplateError as error:
-        raise ValueError(f"the chat template of {folder} is not a template: {error}") from error
