@@ -47,6 +47,8 @@ _SAMPLER = {
     "segment": 64,
     "record_behaviour_logp": False,
 }
+_REWARD = {"overlong_buffer": 0, "overlong_penalty": 1.0, "deadline_s": 15.0}
+_TASK_TEXTS = ("data_dir", "train_data", "eval_data", "tokenizer_dir", "template")
 _OBJECTIVE_OPTIONS = (
     "floor",
     "alpha",
@@ -85,10 +87,10 @@ def default_config() -> ml_collections.ConfigDict:
                 "name": "arithmetic",
                 "num_terms": unset(int),
                 "wrong_share": unset(float),
-                "data_dir": unset(str),
                 "max_prompt_tokens": unset(int),
+                **{option: unset(str) for option in _TASK_TEXTS},
             },
-            "reward": {"function": unset(str), "overlong_buffer": 0, "overlong_penalty": 1.0},
+            "reward": {**_REWARD, "function": unset(str), "num_processes": unset(int)},
             "model": dict(_MODEL),
             "optimizer": dict(_OPTIMIZER),
             "learner": dict(_LEARNER),

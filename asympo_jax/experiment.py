@@ -1,7 +1,9 @@
 """What every role builds from a resolved config: task, model, engine, sampler, evaluation."""
 
 import dataclasses
+import functools
 import pathlib
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -9,12 +11,14 @@ from asympo_jax import import_path
 from asympo_jax.learning import TrainState, init_state, make_optimizer
 from asympo_jax.models import ModelConfig
 from asympo_jax.runtime.checkpoint import Checkpointer
+from asympo_jax.runtime.reward_pool import RewardPool, RewardSource
 from asympo_jax.runtime.rewards import Grader
 from asympo_jax.runtime.sampler import Sampler
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.sampling import DrawParams, EngineConfig, Evaluator, draw_params
 from asympo_jax.settings import ExperimentConfig
 from asympo_jax.tasks import Task, make_task
+from asympo_jax.types import Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Parts:
     Attributes:
         task: prompts, rewards, tokenizer.
         grader: rewards as training sees them.
+        correct: which responses are right, in the evaluation; None to ask the task.
         model: the decoder's shape.
         engine: shapes of a lease.
     """
@@ -32,6 +37,7 @@ class Parts:
     grader: Grader
     model: ModelConfig
     engine: EngineConfig
+    correct: Callable[[Sequence[tuple[Prompt, str]]], list[bool]] | None
 
 
 def build_parts(config: ExperimentConfig) -> Parts:
@@ -70,13 +76,47 @@ def build_parts(config: ExperimentConfig) -> Parts:
         record_logp="behaviour" in config.objective.needs or config.sampler.record_behaviour_logp,
     )
     model = ModelConfig(vocab_size=task.tokenizer.vocab_size, **config.model)
-    return Parts(task=task, grader=_make_grader(config, task), model=model, engine=engine)
+    pool = _make_pool(config, task)
+    return Parts(
+        task=task,
+        grader=_make_grader(config, task, pool),
+        model=model,
+        engine=engine,
+        correct=None if pool is None else functools.partial(_are_correct, pool),
+    )
 
 
-def _make_grader(config: ExperimentConfig, task: Task) -> Grader:
+def _make_pool(config: ExperimentConfig, task: Task) -> RewardPool | None:
+    """The processes that grade; None where that is done inline. They start with the first grading.
+
+    Raises:
+        ValueError: the task's rewards must not be computed inline, but the config asks for it.
+    """
+    settings = config.reward
+    num_processes = settings.num_processes
+    if num_processes is None:
+        num_processes = 1 if task.grades_in_pool else 0
+    if not num_processes and task.grades_in_pool:
+        raise ValueError(
+            f"reward.num_processes=0: task {config.task_name!r} grades what may hang, it must be "
+            "at least 1"
+        )
+    if not num_processes:
+        return None
+    source = RewardSource(config.task_name, config.task_options, settings.function)
+    return RewardPool(source, num_processes, settings.deadline_s)
+
+
+def _are_correct(pool: RewardPool, pairs: Sequence[tuple[Prompt, str]]) -> list[bool]:
+    """Which responses are right; one that could not be graded is not, and the pool counts it."""
+    return [graded.value >= 1.0 for graded in pool.grade("correct", pairs)]
+
+
+def _make_grader(config: ExperimentConfig, task: Task, pool: RewardPool | None) -> Grader:
     """The task's reward or the user's own, with the penalty of overlong responses."""
     settings = config.reward
     return Grader(
+        pool=pool,
         reward=task.reward
         if settings.function is None
         else import_path.load("reward.function", settings.function, "a function", callable),
@@ -124,6 +164,7 @@ def make_evaluator(config: ExperimentConfig, parts: Parts) -> Evaluator:
         num_prompts=config.eval.num_prompts,
         samples_per_prompt=config.eval.samples_per_prompt,
         draw=_draw_params(config),
+        correct=parts.correct,
     )
 
 

@@ -128,11 +128,16 @@ class RewardConfig:
         function: import path of a function (prompt, response text) -> reward; None for the task's.
         overlong_buffer: tokens before the longest response over which a penalty rises; 0 for none.
         overlong_penalty: subtracted from the reward of a response of the longest length.
+        num_processes: that a sampler grades with; 0 grades in the sampler itself, None leaves it to
+            the task.
+        deadline_s: seconds that one grading in a process may take.
     """
 
     function: str | None
     overlong_buffer: int
     overlong_penalty: float
+    num_processes: int | None
+    deadline_s: float
 
     def __post_init__(self):
         """Refuses values outside their range."""
@@ -140,6 +145,10 @@ class RewardConfig:
         _require(
             self, "reward", lambda x: 0 <= x < math.inf, "must not be negative", "overlong_penalty"
         )
+        if self.num_processes is not None and not 0 <= self.num_processes <= 1024:
+            raise ValueError(f"reward.num_processes={self.num_processes}: must be from 0 to 1024")
+        if not 0 < self.deadline_s <= 3600:
+            raise ValueError(f"reward.deadline_s={self.deadline_s}: must be above 0, at most 3600")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,14 @@ class StopReason(enum.IntEnum):
     LENGTH = 1
 
 
+class GradingFailure(enum.IntEnum):
+    """Why nobody knows whether a response is right; 0 where it is known."""
+
+    NONE = 0
+    TIMEOUT = 1
+    DEATH = 2
+
+
 @dataclasses.dataclass(frozen=True)
 class Prompt:
     """A question of a task.
@@ -74,6 +82,7 @@ class Group:
         reward_G: float32.
         behaviour_logp_GT: float32 log-probabilities under the version that drew the tokens, zeros
             from `length_G` on; None unless an objective or a diagnostic asked for them.
+        failure_G: int8, a `GradingFailure` each; None where rewards are computed without a pool.
     """
 
     ticket: int
@@ -84,6 +93,7 @@ class Group:
     stop_G: np.ndarray
     reward_G: np.ndarray
     behaviour_logp_GT: np.ndarray | None = None
+    failure_G: np.ndarray | None = None
 
 
 @jax.tree_util.register_dataclass

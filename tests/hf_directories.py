@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import tokenizers
 
@@ -25,7 +26,7 @@ NOT_SPECIAL = ("<think>", "</think>", "<table>")
 
 def write_directory(
     folder: pathlib.Path,
-    template=CHATML,
+    template: Any = CHATML,
     generation=None,
     texts=TEXTS,
     **settings,

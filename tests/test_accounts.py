@@ -136,10 +136,11 @@ def test_a_reward_that_ends_the_process_is_an_error_too():
 def test_a_penalty_rises_over_the_last_tokens_before_the_longest_response():
     grader = Grader(lambda prompt, text: 1.0, 20, overlong_buffer=4, overlong_penalty=0.5)
     lengths = np.array([1, 16, 17, 18, 20])
-    rewards = grader.grade(Prompt(0, "1+1=", "2"), ["#2"] * 5, lengths)
+    rewards, failures = grader.grade(Prompt(0, "1+1=", "2"), ["#2"] * 5, lengths)
     np.testing.assert_allclose(rewards, [1.0, 1.0, 0.875, 0.75, 0.5])
+    assert failures is None
     plain = dataclasses.replace(grader, overlong_buffer=0)
-    assert (plain.grade(Prompt(0, "1+1=", "2"), ["#2"] * 5, lengths) == 1.0).all()
+    assert (plain.grade(Prompt(0, "1+1=", "2"), ["#2"] * 5, lengths)[0] == 1.0).all()
 
 
 def test_progress_goes_on_without_a_terminal(monkeypatch):

@@ -11,11 +11,12 @@ import pytest
 
 from asympo_jax.runtime.reward_pool import Graded, RewardPool, RewardSource
 from asympo_jax.tasks import RewardError
-from asympo_jax.types import Prompt
+from asympo_jax.types import GradingFailure, Prompt
 
 PROMPT = Prompt(0, "1+1=", "2")
 OBEYS = RewardSource("graders_for_tests:Obeys", {})
-TIMEOUT, DEATH = Graded(0.0, "timeout"), Graded(0.0, "death")
+TIMEOUT = Graded(0.0, GradingFailure.TIMEOUT)
+DEATH = Graded(0.0, GradingFailure.DEATH)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_answers_come_in_the_order_of_the_responses():
     values = [float(i) for i in range(20)]
     assert grade(pool, *map(str, values)) == [Graded(value) for value in values]
     assert grade(pool, "1", "3", call="correct") == [Graded(0.0), Graded(1.0)]
-    assert pool.counts == {"graded": 22}
+    assert pool.counts == {GradingFailure.NONE: 22}
     pool.close()
 
 
@@ -59,9 +60,9 @@ def test_no_responses_start_nothing():
 
 @pytest.mark.parametrize("text", ["hang", "spin", "deaf"])
 def test_what_outlasts_the_deadline_is_a_timeout_and_the_next_are_right(shared, text):
-    before = shared.counts["timeout"]
+    before = shared.counts[GradingFailure.TIMEOUT]
     assert grade(shared, "2", text, "3", "4") == [Graded(2.0), TIMEOUT, Graded(3.0), Graded(4.0)]
-    assert shared.counts["timeout"] == before + 1
+    assert shared.counts[GradingFailure.TIMEOUT] == before + 1
 
 
 def test_a_timeout_the_grader_tells_of_is_counted_and_its_process_lives(shared):
@@ -71,9 +72,9 @@ def test_a_timeout_the_grader_tells_of_is_counted_and_its_process_lives(shared):
 
 @pytest.mark.parametrize("text", ["die", "exit", "memory"])
 def test_a_grader_that_dies_is_a_death_and_the_next_are_right(shared, text):
-    before = shared.counts["death"]
+    before = shared.counts[GradingFailure.DEATH]
     assert grade(shared, text, "3") == [DEATH, Graded(3.0)]
-    assert shared.counts["death"] == before + 1
+    assert shared.counts[GradingFailure.DEATH] == before + 1
 
 
 def test_children_of_a_hung_grader_are_killed_with_it(shared, tmp_path):
@@ -115,7 +116,7 @@ def test_a_reward_that_raises_is_an_error_and_leaves_no_late_answers():
 
 def test_a_task_that_cannot_be_made_is_an_error_and_no_grade():
     pool = RewardPool(RewardSource("graders_for_tests:CannotStart", {}), 1, 30)
-    with pytest.raises(RewardError, match="did not start"):
+    with pytest.raises(RewardError, match="ended before it was ready"):
         grade(pool, "1")
     assert pool._workers[0]._process is None
 
@@ -156,3 +157,12 @@ def test_nothing_is_left_behind_by_a_program_that_ends_without_closing(tmp_path,
         started.kill()
     started.wait(60)
     wait_until_gone(int(note.read_text()))
+
+
+def test_a_run_in_which_most_gradings_fail_is_stopped_with_an_example():
+    pool = RewardPool(OBEYS, num_processes=1, deadline_s=30)
+    assert grade(pool, *["late"] * 15) == [TIMEOUT] * 15
+    assert grade(pool, *["1"] * 16) == [Graded(1.0)] * 16
+    with pytest.raises(RewardError, match=r"17 of 33 gradings failed: 17 took longer .* 'late'"):
+        grade(pool, "late", "late")
+    pool.close()

@@ -1,4 +1,4 @@
-"""Chat templates of Hugging Face directories, run in jinja2's sandbox: they are others' programs."""
+"""Chat templates of Hugging Face directories, run in a sandbox: they are others' programs."""
 
 import datetime
 import json

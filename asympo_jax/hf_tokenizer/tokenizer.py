@@ -24,9 +24,9 @@ _BREAKS = range(0xE000, 0xF8FF)
 class HfTokenizer:
     """Text to ids and back as a Hugging Face directory says.
 
-    Read are `tokenizer.json`; `chat_template.jinja`, `chat_template.json` or `tokenizer_config.json`
-    for the template; `generation_config.json`, else `config.json`, else `tokenizer_config.json` for
-    the ids that end a response.
+    Read are `tokenizer.json`; for the template `chat_template.jinja`, `chat_template.json` or
+    `tokenizer_config.json`; for the ids that end a response `generation_config.json`, else
+    `config.json`, else `tokenizer_config.json`.
 
     Args:
         directory: a local directory; nothing is downloaded.
@@ -202,8 +202,9 @@ class HfTokenizer:
         """The ids of the first source that names any."""
         for source in sources:
             found = source.get("eos_token_id")
-            ids = found if isinstance(found, list) else [found]
-            if all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids) and ids:
+            listed = found if isinstance(found, list) else [found]
+            ids = [i for i in listed if isinstance(i, int) and not isinstance(i, bool) and i >= 0]
+            if ids:
                 return tuple(dict.fromkeys(ids))
         end = self._id("eos_token")
         if end is None:
@@ -216,7 +217,8 @@ class HfTokenizer:
     def _find_pad_id(self, *sources: Mapping[str, Any]) -> int:
         """The id of padding."""
         named = [self._id("pad_token"), *(source.get("pad_token_id") for source in sources)]
-        return next((i for i in named if isinstance(i, int) and i >= 0), self._stop_ids[0])
+        ids = [i for i in named if isinstance(i, int) and not isinstance(i, bool) and i >= 0]
+        return ids[0] if ids else self._stop_ids[0]
 
     def _id(self, name: str) -> int | None:
         """The id of `eos_token` and the like."""

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from asympo_jax.types import Group
+from asympo_jax.types import GradingFailure, Group
 
 
 class Closed(Exception):
@@ -46,13 +46,24 @@ class SamplingTotals:
         groups: number of groups.
         tokens: drawn tokens.
         busy_s: seconds of work, waiting excluded, over all samplers.
+        timeouts: responses that were not graded within the deadline.
+        deaths: responses on which the grading process died.
     """
 
     groups: int = 0
     tokens: int = 0
     busy_s: float = 0.0
+    timeouts: int = 0
+    deaths: int = 0
 
     def plus(self, groups: Sequence[Group], busy_s: float) -> "SamplingTotals":
         """These totals and a lease more."""
         tokens = sum(int(group.length_G.sum()) for group in groups)
-        return SamplingTotals(self.groups + len(groups), self.tokens + tokens, self.busy_s + busy_s)
+        failures = [group.failure_G for group in groups if group.failure_G is not None]
+        return SamplingTotals(
+            self.groups + len(groups),
+            self.tokens + tokens,
+            self.busy_s + busy_s,
+            self.timeouts + sum(int((f == GradingFailure.TIMEOUT).sum()) for f in failures),
+            self.deaths + sum(int((f == GradingFailure.DEATH).sum()) for f in failures),
+        )

@@ -80,4 +80,6 @@ class PipelineMeter:
             "idle/learner": wait_s / wall_s,
             "idle/sampler": min(1.0, max(0.0, 1.0 - busy_s / wall_s)),
             "pipeline/ideal_fraction": min(1.0, ideal_s / wall_s),
+            "grading/timeouts": float(last.sampled.timeouts),
+            "grading/deaths": float(last.sampled.deaths),
         }

@@ -23,13 +23,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from asympo_jax.tasks import RewardError
-from asympo_jax.types import Prompt
+from asympo_jax.types import GradingFailure, Prompt
 
 Call = Literal["reward", "correct"]
-Failure = Literal["", "timeout", "death"]
 
 _START_S = 120.0  # imports, and a task that reads its data
 _LOOK_S = 0.1  # between looks whether a process died while a child of it holds the pipe open
+_MANY_FAILURES = 16
 _MAX_ANSWER_BYTES = 2**16
 _COMMAND = [sys.executable, "-m", "asympo_jax.runtime.reward_worker"]
 
@@ -40,12 +40,12 @@ class Graded:
 
     Attributes:
         value: the reward, or 1 and 0 for right and wrong; 0 where there was a failure.
-        failure: "timeout" if the deadline came first, "death" if the process ended or answered
-            nonsense, else empty.
+        failure: a timeout if the deadline came first, a death if the process ended or answered
+            nonsense.
     """
 
     value: float
-    failure: Failure = ""
+    failure: GradingFailure = GradingFailure.NONE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +72,15 @@ class RewardPool:
         deadline_s: seconds that one grading may take.
 
     Attributes:
-        counts: gradings by what became of them: "graded", "timeout", "death".
+        counts: gradings by what became of them.
     """
 
     def __init__(self, source: RewardSource, num_processes: int, deadline_s: float):
         """Starts nothing yet."""
         setup = {**dataclasses.asdict(source), "deadline_s": deadline_s}
         self._workers = [_Worker(_line(setup), deadline_s) for _ in range(num_processes)]
-        self.counts: Counter[str] = Counter()
+        self._deadline_s = deadline_s
+        self.counts: Counter[GradingFailure] = Counter()
         # Also where nobody calls `close`: nothing is left behind when the pool or the program ends.
         self._finalizer = weakref.finalize(self, _stop, self._workers)
 
@@ -95,7 +96,8 @@ class RewardPool:
             pairs: prompts and responses.
 
         Raises:
-            RewardError: a reward raised or is not a finite number, or no process can be started.
+            RewardError: a reward raised or is not a finite number, no process can be started, or
+                most responses so far could not be graded.
         """
         graded: dict[int, Graded] = {}
         waiting = deque(enumerate(pairs))
@@ -111,12 +113,26 @@ class RewardPool:
                     found = worker.advance()
                     if found is not None and job is not None:
                         graded[job] = found
-                        self.counts[found.failure or "graded"] += 1
+                        self.counts[found.failure] += 1
         except BaseException:
             # A late answer to this call must not become the answer to the next.
             _stop(self._workers)
             raise
+        self._refuse_useless([text for _, text in pairs], [graded[j] for j in range(len(pairs))])
         return [graded[job] for job in range(len(pairs))]
+
+    def _refuse_useless(self, texts: Sequence[str], graded: Sequence[Graded]) -> None:
+        """Raises once more than half of many gradings failed: nothing is learnt from such a run."""
+        counts, total = self.counts, self.counts.total()
+        num_failed = total - counts[GradingFailure.NONE]
+        examples = [text for text, one in zip(texts, graded, strict=True) if one.failure]
+        if num_failed < _MANY_FAILURES or 2 * num_failed <= total or not examples:
+            return
+        raise RewardError(
+            f"{num_failed} of {total} gradings failed: {counts[GradingFailure.TIMEOUT]} took "
+            f"longer than reward.deadline_s={self._deadline_s:g}, in "
+            f"{counts[GradingFailure.DEATH]} the process died; such as {examples[-1][:200]!r}"
+        )
 
 
 class _Worker:
@@ -163,16 +179,16 @@ class _Worker:
             with contextlib.suppress(BlockingIOError):
                 chunk = os.read(stdout, _MAX_ANSWER_BYTES)
                 if not chunk:
-                    return self._fail("death")
+                    return self._fail(GradingFailure.DEATH)
                 self._incoming += chunk
         except BrokenPipeError:
-            return self._fail("death")
+            return self._fail(GradingFailure.DEATH)
         if b"\n" in self._incoming:
             return self._take_line()
         assert self._process is not None
         if len(self._incoming) > _MAX_ANSWER_BYTES or self._process.poll() is not None:
-            return self._fail("death")
-        return self._fail("timeout") if time.monotonic() > self._deadline else None
+            return self._fail(GradingFailure.DEATH)
+        return self._fail(GradingFailure.TIMEOUT) if time.monotonic() > self._deadline else None
 
     def stop(self) -> None:
         """Kills the process and all that it started, and forgets the job."""
@@ -219,7 +235,7 @@ class _Worker:
         except (ValueError, RecursionError):
             answer = None
         if rest or self._outgoing or not isinstance(answer, dict):
-            return self._fail("death")
+            return self._fail(GradingFailure.DEATH)
         if isinstance(answer.get("error"), str):
             raise RewardError(answer["error"])
         if not self._is_ready:
@@ -228,21 +244,22 @@ class _Worker:
             return None
         if answer.get("failure") == "timeout":
             self.job = None
-            return Graded(0.0, "timeout")
+            return Graded(0.0, GradingFailure.TIMEOUT)
         value = answer.get("value")
         if not isinstance(value, float) or not math.isfinite(value):
-            return self._fail("death")
+            return self._fail(GradingFailure.DEATH)
         self.job = None
         return Graded(value)
 
-    def _fail(self, failure: Failure) -> Graded:
+    def _fail(self, failure: GradingFailure) -> Graded:
         """Ends the process; its next job starts another."""
         assert self._process is not None
         if not self._is_ready:
+            late = failure == GradingFailure.TIMEOUT
             raise RewardError(
-                "a grading process did not start"
-                + (f" within {_START_S:g} s" if failure == "timeout" else "; what it printed above")
-                + (" may say why" if failure == "death" else "")
+                f"a grading process was not ready after {_START_S:g} s"
+                if late
+                else "a grading process ended before it was ready; see what it printed"
             )
         self.stop()
         return Graded(0.0, failure)

@@ -71,6 +71,7 @@ class Sampler:
         for p, (t, prompt) in enumerate(zip(tickets, prompts, strict=True)):
             rows = zip(out.token_PGT[p], out.length_PG[p], strict=True)
             texts = [self.task.tokenizer.decode(row[:length].tolist()) for row, length in rows]
+            reward_G, failure_G = self.grader.grade(prompt, texts, out.length_PG[p])
             groups.append(
                 Group(
                     ticket=t.index,
@@ -79,8 +80,9 @@ class Sampler:
                     response_GT=out.token_PGT[p],
                     length_G=out.length_PG[p],
                     stop_G=out.stop_PG[p],
-                    reward_G=self.grader.grade(prompt, texts, out.length_PG[p]),
+                    reward_G=reward_G,
                     behaviour_logp_GT=None if out.logp_PGT is None else out.logp_PGT[p],
+                    failure_G=failure_G,
                 )
             )
         return groups

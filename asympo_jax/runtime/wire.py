@@ -102,6 +102,8 @@ def _group_from(data: Any) -> Group:
     arrays = dict(_GROUP_ARRAYS)
     if "behaviour_logp_GT" in data:
         arrays["behaviour_logp_GT"] = (np.float32, 2)
+    if "failure_G" in data:
+        arrays["failure_G"] = (np.int8, 1)
     for name, (dtype, rank) in arrays.items():
         array = data.get(name)
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != rank:

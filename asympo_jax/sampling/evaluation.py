@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from asympo_jax.models import ModelConfig
 from asympo_jax.sampling.draw import DrawParams, draw_params
 from asympo_jax.sampling.engine import EngineConfig, generate
 from asympo_jax.tasks import Task, is_correct
+from asympo_jax.types import Prompt
 
 _MAX_ROWS = 512  # responses worked at once
 
@@ -42,6 +44,7 @@ class Evaluator:
         num_prompts: held-out prompts.
         samples_per_prompt: k.
         draw: temperature and cuts of sampled responses.
+        correct: which of many responses to prompts are right; None to ask the task here.
     """
 
     task: Task
@@ -50,6 +53,7 @@ class Evaluator:
     num_prompts: int
     samples_per_prompt: int
     draw: DrawParams
+    correct: Callable[[Sequence[tuple[Prompt, str]]], Sequence[bool]] | None = None
 
     def sampled(self, params: Any) -> Accuracy:
         """Accuracy of k sampled responses a prompt."""
@@ -72,14 +76,22 @@ class Evaluator:
             prompts = [self.task.eval_prompt(i) for i in indices]
             ids = [self.task.tokenizer.encode_prompt(prompt.text) for prompt in prompts]
             out = generate(self.model, engine, params, ids, [(0, i) for i in indices], draw)
-            for p, prompt in enumerate(prompts[: self.num_prompts - start]):
-                for k, (row, length) in enumerate(
-                    zip(out.token_PGT[p], out.length_PG[p], strict=True)
-                ):
-                    text = self.task.tokenizer.decode(row[:length].tolist())
-                    correct_PK[start + p, k] = is_correct(self.task, prompt, text)
+            counted = prompts[: self.num_prompts - start]
+            pairs = [
+                (prompt, self.task.tokenizer.decode(row[:length].tolist()))
+                for p, prompt in enumerate(counted)
+                for row, length in zip(out.token_PGT[p], out.length_PG[p], strict=True)
+            ]
+            right = np.array(self._are_correct(pairs), bool).reshape(len(counted), samples)
+            correct_PK[start : start + len(counted)] = right
         per_prompt_P = correct_PK.mean(axis=1)
         spread = float(per_prompt_P.std(ddof=1)) if self.num_prompts > 1 else math.nan
         return Accuracy(
             float(per_prompt_P.mean()), spread / math.sqrt(self.num_prompts), correct_PK
         )
+
+    def _are_correct(self, pairs: Sequence[tuple[Prompt, str]]) -> Sequence[bool]:
+        """Which responses are right."""
+        if self.correct is not None:
+            return self.correct(pairs)
+        return [is_correct(self.task, prompt, text) for prompt, text in pairs]

@@ -24,8 +24,8 @@ TOKENIZER_FILE = "tokenizer.json"
 _PREPARE = "python -m asympo_jax.tasks.gsm8k --raw=DIR_OF_JSONL --data_dir={}"
 PLAIN_TEMPLATE = "Question: {problem}\nAnswer:"
 _CHAT_TEMPLATE = (
-    "{problem}\n\nPlease reason step by step. End with a line that has `#### ` and the final answer "
-    "as one number, such as `#### 18`."
+    "{problem}\n\nPlease reason step by step. End with a line that has `#### ` and the final "
+    "answer as one number, such as `#### 18`."
 )
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 

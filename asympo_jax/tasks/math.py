@@ -1,7 +1,7 @@
-"""Problems of mathematics whose answer is a formula: MATH, MATH-500, DeepScaleR, AIME and the like.
+r"""Problems whose answer is a formula: MATH, MATH-500, DeepScaleR, AIME and the like.
 
 Decisions. Any file with problems and answers will do. A response is graded by the one span that the
-prompt asks for, a box, and by its value: `\\frac{1}{2}` and `0.5` are one answer. The comparison
+prompt asks for, a box, and by its value: `\frac{1}{2}` and `0.5` are one answer. The comparison
 runs sympy on what a model wrote, so it belongs into a pool of processes with a deadline.
 """
 
@@ -13,9 +13,7 @@ from asympo_jax.tasks.base import Task
 from asympo_jax.tasks.problems import Problem, Source, load_problems
 from asympo_jax.types import Prompt
 
-_TEMPLATE = (
-    "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
-)
+_TEMPLATE = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 
 
 class Math(Task):

@@ -24,10 +24,10 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 def final_span(text: str) -> str | None:
-    """What is in the last box, or follows the last `####`; None where there is neither.
+    r"""What is in the last box, or follows the last `####`; None where there is neither.
 
-    Whichever mark starts later counts. A box is `\\boxed{…}` or `\\fbox{…}` with balanced braces, or
-    `\\boxed 5`. An unterminated box and a span of more than 400 characters count as none.
+    Whichever mark starts later counts. A box is `\boxed{…}` or `\fbox{…}` with balanced braces, or
+    `\boxed 5`. An unterminated box and a span of more than 400 characters count as none.
     """
     # Bounded work: boxes are looked for from the end, and only the last one is read.
     start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))

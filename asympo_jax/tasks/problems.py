@@ -95,7 +95,7 @@ def _problem(source: Source, where: str, row: Mapping[str, Any]) -> Problem | No
 
 
 def _bare(answer: str) -> str:
-    """An answer without the dollar signs of a formula around it; `\\$5` keeps its own."""
+    r"""An answer without the dollar signs of a formula around it; `\$5` keeps its own."""
     answer = answer.strip()
     is_formula = len(answer) > 2 and answer[0] == answer[-1] == "$" and answer[-2] != "\\"
     return answer.strip("$").strip() if is_formula and "$" not in answer.strip("$") else answer
