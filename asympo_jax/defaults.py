@@ -47,7 +47,7 @@ _SAMPLER = {
     "segment": 64,
     "record_behaviour_logp": False,
 }
-_REWARD = {"overlong_buffer": 0, "overlong_penalty": 1.0, "deadline_s": 15.0}
+_REWARD = {"overlong_buffer": 0, "overlong_penalty": 1.0, "deadline_s": 30.0}
 _TASK_TEXTS = ("data_dir", "train_data", "eval_data", "tokenizer_dir", "template")
 _OBJECTIVE_OPTIONS = (
     "floor",

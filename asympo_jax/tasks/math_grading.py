@@ -14,10 +14,11 @@ import re
 from typing import Any
 
 from asympo_jax.tasks import grading
+from asympo_jax.types import Prompt
 
 # Longer spans are no answer; the longest answer of MATH has about 160 characters.
 _MAX_CHARACTERS = 400
-_TIMEOUT_S = 3  # of reading a side and of one comparison; whole seconds, as alarms are
+_TIMEOUT_S = 5  # of reading a side and of one comparison; whole seconds, as alarms are
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([0-9a-zA-Z]))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -59,6 +60,11 @@ def grade_latex(text: str, answer: str) -> float:
     """
     span = final_span(text)
     return float(bool(span) and _is_equal(answer, span))
+
+
+def grade_prompt(prompt: Prompt, text: str) -> float:
+    """`grade_latex` as a reward, for `reward.function` of a task of one's own."""
+    return grade_latex(text, prompt.answer)
 
 
 def _is_equal(answer: str, span: str) -> bool:

@@ -1,0 +1,119 @@
+"""LaTeX answers are right by their value, and only in the one span that counts."""
+
+import pytest
+
+from asympo_jax.tasks import math_grading
+
+pytest.importorskip("math_verify")
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """A busy machine must not turn a right answer into a timeout."""
+    monkeypatch.setattr(math_grading, "_TIMEOUT_S", 600)
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [
+        ("\\boxed{5}", "5"),
+        ("so $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"),
+        ("\\boxed{\\boxed{3}}", "3"),
+        ("\\boxed{1} no, \\boxed{2}", "2"),
+        ("\\boxed 7", "7"),
+        ("\\boxed7", "7"),
+        ("\\fbox{x}", "x"),
+        ("\\boxed {x}", "x"),
+        ("\\boxed{ \\{1, 2\\} }", "\\{1, 2\\}"),
+        ("\\boxed{\\text{a \\} b}}", "\\text{a \\} b}"),
+        ("#### 5", "5"),
+        ("\\boxed{1}\n#### 5", "5"),
+        ("#### 5\n\\boxed{1}", "1"),
+        ("#### \\boxed{1}", "1"),
+        ("\\boxed{}", ""),
+        ("\\boxed{5", None),
+        ("\\boxed{1} \\boxed{2", None),
+        ("\\boxed{\\frac{1}{2}", None),
+        ("\\boxed", None),
+        ("\\boxed{" + "9" * 401 + "}", None),
+        ("\\boxed{" + "9" * 400 + "}", "9" * 400),
+        ("\\boxed{" * 2_000_000, None),
+        ("{" * 5_000_000 + "}" * 5_000_000, None),
+        ("5", None),
+        ("", None),
+    ],
+)
+def test_only_the_last_box_or_mark_counts(text, span):
+    assert math_grading.final_span(text) == span
+
+
+RIGHT = [
+    ("\\frac{1}{2}", "\\frac12"),
+    ("\\frac{1}{2}", "0.5"),
+    ("\\frac{1}{2}", "\\dfrac{2}{4}"),
+    ("\\sqrt{8}", "2\\sqrt{2}"),
+    ("(1, 2)", "\\left(1, 2\\right)"),
+    ("x^2 + 2x + 1", "(x+1)^2"),
+    ("\\{1, 2\\}", "\\{2, 1\\}"),
+    ("10", "10 \\text{ cm}"),
+    ("1,000", "1000"),
+    ("x=5", "5"),
+    ("\\pi", "\\pi"),
+    ("\\text{Evelyn}", "\\text{Evelyn}"),
+    (
+        "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}",
+        "\\begin{pmatrix} 1 \\\\ \\frac{4}{2} \\end{pmatrix}",
+    ),
+]
+WRONG = [
+    ("\\frac{1}{2}", "\\frac{1}{3}"),
+    ("10", "100"),
+    ("(1, 2)", "(2, 1)"),
+    ("\\text{Evelyn}", "\\text{Carla}"),
+    ("x+1", "y+1"),
+    ("5", "\\text{five}"),
+    ("2", "1 + "),
+    ("2", "\\frac{"),
+    ("2", "$2$ or $3$"),
+    ("2", "__import__('os').system('touch HACKED')"),
+    ("2", "\\input{/etc/passwd}"),
+    ("2", "(" * 150 + ")" * 150),
+]
+
+
+@pytest.mark.parametrize(("answer", "span"), RIGHT)
+def test_an_answer_of_the_same_value_earns_1(answer, span):
+    assert math_grading.grade_latex(f"So $\\boxed{{{span}}}$.", answer) == 1.0
+
+
+@pytest.mark.parametrize(("answer", "span"), WRONG)
+def test_any_other_answer_earns_0(answer, span):
+    assert math_grading.grade_latex(f"So \\boxed{{{span}}}.", answer) == 0.0
+
+
+def test_nothing_of_a_response_is_evaluated_as_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    attack = "[].__class__.__base__ + open('HACKED', 'w').write('x')"
+    for text in (attack, f"\\text{{{attack}}}", "__import__('os').mkdir('HACKED')"):
+        math_grading.grade_latex(f"\\boxed{{{text}}}", "2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_comparison_that_takes_too_long_is_neither_right_nor_wrong(monkeypatch):
+    import math_verify
+    from math_verify.errors import TimeoutException
+
+    def late(*args, **kwargs):
+        raise TimeoutException
+
+    monkeypatch.setattr(math_verify, "verify", late)
+    with pytest.raises(TimeoutError, match="comparing"):
+        math_grading.grade_latex("\\boxed{x}", "y")
+
+
+def test_equal_texts_and_numbers_need_no_library(monkeypatch):
+    monkeypatch.setattr(math_grading, "is_verified", lambda *pair: pytest.fail(str(pair)))
+    assert math_grading.grade_latex("\\boxed{\\odd thing}", "\\odd thing") == 1.0
+    assert math_grading.grade_latex("\\boxed{1,000.0}", "1000") == 1.0
+    assert math_grading.grade_latex("\\boxed{3}", "2") == 0.0
+    assert math_grading.grade_latex("\\boxed{}", "") == 0.0

@@ -1,0 +1,101 @@
+"""The task `math` reads any file of problems and answers, and asks with a template."""
+
+import json
+
+import pytest
+
+pytest.importorskip("tokenizers")
+pytest.importorskip("jinja2")
+pytest.importorskip("math_verify")
+
+from hf_directories import write_directory
+
+from asympo_jax.config import default_config, resolve
+from asympo_jax.experiment import build_parts
+from asympo_jax.tasks import make_task
+
+TRAIN = [
+    {"problem": "What is half of 1?", "answer": "$\\frac{1}{2}$"},
+    {"problem": "How many legs has a cat?", "answer": 4},
+    {"problem": "Held out?", "answer": "yes"},
+    {"problem": "Nobody knows.", "answer": None},
+    {"problem": "Solve x - 1 = 2.", "solution": "So $x = \\boxed{3}$."},
+    {"problem": "Two and two?", "answer": "They are\n#### 4"},
+]
+EVAL = [{"problem": "Held out?", "answer": "yes"}, {"problem": "A braid {problem}?", "answer": "7"}]
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def options(tmp_path):
+    return {
+        "tokenizer_dir": str(write_directory(tmp_path / "model")),
+        "train_data": write_rows(tmp_path / "train.jsonl", TRAIN),
+        "eval_data": write_rows(tmp_path / "eval.jsonl", EVAL),
+    }
+
+
+def test_problems_have_answers_and_none_is_in_both_splits(options):
+    task = make_task("math", template="Q: {problem} \\boxed{}", **options)
+    prompts = [task.train_prompt(i) for i in range(task.num_train)]
+    assert [p.answer for p in prompts] == ["\\frac{1}{2}", "4", "3", "4"]
+    assert prompts[0].text == "Q: What is half of 1? \\boxed{}"
+    assert task.eval_prompt(1).text == "Q: A braid {problem}? \\boxed{}"
+    assert (task.num_eval, task.num_train_left_out, task.num_eval_left_out) == (2, 2, 0)
+    assert task.reward(prompts[0], "\\boxed{\\frac{1}{2}}") == 1.0
+    for index in (-1, 4):
+        with pytest.raises(IndexError):
+            task.train_prompt(index)
+
+
+def test_prompts_that_are_too_long_are_left_out(options):
+    task = make_task("math", template="{problem}", **options)
+    lengths = [
+        len(task.tokenizer.encode_prompt(task.eval_prompt(i).text)) for i in range(task.num_eval)
+    ]
+    assert lengths[0] < lengths[1]
+    shorter = make_task("math", template="{problem}", max_prompt_tokens=lengths[0], **options)
+    assert (shorter.num_eval, shorter.num_eval_left_out) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"train_data": ""}, "task.train_data is not set"),
+        ({"train_data": "/nowhere.jsonl"}, "task.train_data='/nowhere.jsonl' cannot be read"),
+        ({"train_data": "tfds:gsm8k"}, "must have the form tfds:NAME:SPLIT"),
+        ({"problem_field": "question"}, "line 1: has no text in field 'question'"),
+        ({"template": "?"}, r"task.template='\?': must hold \{problem\}"),
+        ({"tokenizer_dir": ""}, "task.tokenizer_dir is not set"),
+        ({"max_prompt_tokens": 1}, "task.max_prompt_tokens=1: leaves none"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name(options, change, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        make_task("math", **{**options, **change})
+
+
+def test_a_line_that_is_not_json_is_named(options, tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"problem": "a", "answer": "b"}\n{')
+    with pytest.raises(ValueError, match=r"train.jsonl' line 2 is not JSON"):
+        make_task("math", **options)
+
+
+def test_its_rewards_are_computed_in_a_pool_and_nowhere_else(options):
+    config = default_config()
+    config.task.name = "math"
+    config.task.update(options)
+    config.eval.num_prompts = 1
+    config.prompts_per_update = 2
+    config.warmup.num_steps = 0
+    config.sampler.max_prompt_tokens = 200
+    parts = build_parts(resolve(config))
+    assert parts.grader.pool is not None
+    assert parts.correct is not None
+    config.reward.num_processes = 0
+    with pytest.raises(ValueError, match="reward.num_processes=0: task 'math'"):
+        build_parts(resolve(config))
