@@ -5,11 +5,10 @@
 DIR holds gsm8k/test.jsonl of https://github.com/openai/grade-school-math and math/math500.jsonl,
 MATH-500 with `problem`, `solution` and `answer`. Gold: each published solution is graded against
 its own answer. Shuffled: each answer, in a box or after `####`, is graded against the answer of
-another problem; problems are paired so that the two texts, and the two numbers if they are numbers,
-differ. `math-verify` are the same pairs given to math-verify alone, without the comparisons of texts
-and numbers that come first. `pool` are the gold solutions through a pool of one process. Checks a
-second are of one core: of CPU time, and of wall time for the pool. Prints a table and, as its last
-line, JSON.
+another problem, one that differs. `math-verify` are the same pairs given to math-verify alone,
+without the comparisons of texts and numbers that come first. `pool` are the gold solutions through
+a pool of one process. Checks a second are of one core: of CPU time, and of wall time for the pool.
+Prints a table and, as its last line, JSON.
 """
 
 import argparse

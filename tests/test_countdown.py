@@ -52,7 +52,7 @@ def test_no_problem_is_in_both_splits(task):
         "So \\boxed{7 \\times (3 + 5)}",
         "#7\u00d7(3+5)\nThat was easy.",
         "#-7*(-3-5)",
-        "#(3+5)/(1/7)".replace("(1/7)", "1*7").replace("/1", ""),
+        "#(3 + 5) * 7 = 56",
     ],
 )
 def test_an_expression_of_all_numbers_with_the_right_value_earns_1(task, text):

@@ -97,5 +97,5 @@ def test_its_rewards_are_computed_in_a_pool_and_nowhere_else(options):
     assert parts.grader.pool is not None
     assert parts.correct is not None
     config.reward.num_processes = 0
-    with pytest.raises(ValueError, match="reward.num_processes=0: task 'math'"):
+    with pytest.raises(ValueError, match=r"reward\.num_processes=0: task 'math'"):
         build_parts(resolve(config))

@@ -47,7 +47,7 @@ class Countdown(Task):
 
     def __init__(
         self,
-        num_numbers: int = 3,
+        num_numbers: int = 4,
         max_number: int = 20,
         max_target: int = 100,
         tokenizer_dir: str = "",
@@ -75,7 +75,7 @@ class Countdown(Task):
         self.num_train, self.num_eval = _NUM_TRAIN, _NUM_EVAL
 
     def train_prompt(self, index: int) -> Prompt:
-        """The training prompt at `index`; a few problems come more than once."""
+        """The training prompt at `index`; small numbers come more than once."""
         if not 0 <= index < self.num_train:
             raise IndexError(f"training prompt {index} of {self.num_train}")
         return self._make(index, is_held_out=False)[0]
