@@ -52,7 +52,8 @@ def test_problems_have_answers_and_none_is_in_both_splits(options):
             task.train_prompt(index)
 
 
-def test_prompts_that_are_too_long_are_left_out(options):
+def test_prompts_that_are_too_long_are_left_out(options, tmp_path):
+    write_rows(tmp_path / "train.jsonl", [*TRAIN, {"problem": "1?", "answer": "1"}])
     task = make_task("math", template="{problem}", **options)
     lengths = [
         len(task.tokenizer.encode_prompt(task.eval_prompt(i).text)) for i in range(task.num_eval)
@@ -60,6 +61,7 @@ def test_prompts_that_are_too_long_are_left_out(options):
     assert lengths[0] < lengths[1]
     shorter = make_task("math", template="{problem}", max_prompt_tokens=lengths[0], **options)
     assert (shorter.num_eval, shorter.num_eval_left_out) == (1, 1)
+    assert shorter.train_prompt(0).text == "1?"
 
 
 @pytest.mark.parametrize(
