@@ -17,15 +17,15 @@ from asympo_jax.defaults import default_config
 from asympo_jax.learning import OptimizerConfig, StepConfig, WarmupConfig
 from asympo_jax.models import ModelConfig
 from asympo_jax.runtime.tickets import Order, Pacing
-from asympo_jax.settings import (
+from asympo_jax.sections import (
     CheckpointConfig,
     EvalConfig,
-    ExperimentConfig,
     LearnerConfig,
     LogConfig,
     RewardConfig,
     SamplerConfig,
 )
+from asympo_jax.settings import ExperimentConfig
 
 # Of integers that are worked through one by one before anything else would stop them.
 _LARGEST = {

@@ -1,6 +1,7 @@
 """Every field of a config with its default: the arithmetic task of `configs/arithmetic.py`.
 
-What the fields mean is said by the dataclasses that they become (`settings.py` and what it names).
+What the fields mean is said by the dataclasses that they become (`sections.py`, and what
+`settings.py` names).
 """
 
 from typing import Any

@@ -1,229 +1,22 @@
-"""The sections of a resolved experiment as frozen dataclasses; each refuses values out of range."""
+"""A resolved experiment: what a config comes to when every field was checked."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from asympo_jax.learning import OptimizerConfig, StepConfig, WarmupConfig
 from asympo_jax.objectives import Objective
 from asympo_jax.runtime.tickets import Pacing
+from asympo_jax.sections import (
+    CheckpointConfig,
+    EvalConfig,
+    LearnerConfig,
+    LogConfig,
+    RewardConfig,
+    SamplerConfig,
+)
 
 _MAX_STALL_S = 1e6
-
-
-@dataclasses.dataclass(frozen=True)
-class LearnerConfig:
-    """The learner.
-
-    Attributes:
-        platform: jax platform; empty for jax's own choice.
-        micro_batch: responses whose activations are held at once; 0 for the whole batch.
-        logp_chunk: tokens whose logits are held at once.
-        proximal_every_updates: updates after which the proximal parameters, of objectives that
-            need them, are renewed.
-    """
-
-    platform: str
-    micro_batch: int
-    logp_chunk: int
-    proximal_every_updates: int
-
-    def __post_init__(self):
-        """Refuses values outside their range."""
-        _require(
-            self,
-            "learner",
-            lambda x: x in ("", "cpu", "cuda", "tpu"),
-            "must be 'cpu', 'cuda', 'tpu' or empty for jax's choice",
-            "platform",
-        )
-        _require(self, "learner", lambda x: x >= 0, "must not be negative", "micro_batch")
-        _require(
-            self,
-            "learner",
-            lambda x: x >= 1,
-            "must be at least 1",
-            "logp_chunk",
-            "proximal_every_updates",
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplerConfig:
-    """The samplers.
-
-    Attributes:
-        count: processes.
-        platform: jax platform of each.
-        visible_devices: value of CUDA_VISIBLE_DEVICES or TPU_VISIBLE_CHIPS; empty leaves it.
-        cores: CPU cores of each; 0 lets all share the samplers' half of the machine.
-        temperature: divides the logits.
-        top_k: keep the k most probable tokens; 0 keeps all.
-        top_p: keep the most probable tokens up to this mass; 1 keeps all.
-        min_p: keep tokens of at least this share of the largest probability; 0 keeps all.
-        max_prompt_tokens: room for a prompt.
-        max_response_tokens: longest response, stop token included.
-        segment: positions by which the decode cache grows.
-        prompts_per_lease: prompts worked at once; unset for all that an update samples.
-        record_behaviour_logp: record log-probs even if the objective needs none, for diagnostics.
-    """
-
-    count: int
-    platform: str
-    visible_devices: str
-    cores: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    max_prompt_tokens: int
-    max_response_tokens: int
-    segment: int
-    prompts_per_lease: int
-    record_behaviour_logp: bool
-
-    def __post_init__(self):
-        """Refuses values that no sampler can work with."""
-        _require(
-            self,
-            "sampler",
-            lambda x: x >= 1,
-            "must be at least 1",
-            "count",
-            "max_prompt_tokens",
-            "max_response_tokens",
-            "segment",
-        )
-        _require(self, "sampler", lambda x: x >= 0, "must not be negative", "cores")
-        _require(self, "sampler", lambda x: 0 <= x < 2**31, "must be from 0 to 2**31 - 1", "top_k")
-        _require(
-            self,
-            "sampler",
-            lambda x: 0.01 <= x <= 100,
-            "must be from 0.01 to 100; greedy responses of a group are all alike and teach nothing",
-            "temperature",
-        )
-        _require(self, "sampler", lambda x: 0 < x <= 1, "must be above 0 and at most 1", "top_p")
-        _require(self, "sampler", lambda x: 0 <= x <= 1, "must be from 0 to 1", "min_p")
-        _require(
-            self,
-            "sampler",
-            lambda x: x in ("cpu", "cuda", "tpu"),
-            "must be 'cpu', 'cuda' or 'tpu'",
-            "platform",
-        )
-        if self.visible_devices and self.platform == "cpu":
-            raise ValueError(
-                f"sampler.visible_devices={self.visible_devices!r}: goes with sampler.platform "
-                "'cuda' or 'tpu', not 'cpu'"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardConfig:
-    """What the task's reward is replaced or changed by in training; accuracies stay the task's.
-
-    Attributes:
-        function: import path of a function (prompt, response text) -> reward; None for the task's.
-        overlong_buffer: tokens before the longest response over which a penalty rises; 0 for none.
-        overlong_penalty: subtracted from the reward of a response of the longest length.
-        num_processes: that a sampler grades with; 0 grades in the sampler itself, None leaves it to
-            the task.
-        deadline_s: seconds that one grading in a process may take.
-    """
-
-    function: str | None
-    overlong_buffer: int
-    overlong_penalty: float
-    num_processes: int | None
-    deadline_s: float
-
-    def __post_init__(self):
-        """Refuses values outside their range."""
-        _require(self, "reward", lambda x: x >= 0, "must not be negative", "overlong_buffer")
-        _require(
-            self, "reward", lambda x: 0 <= x < math.inf, "must not be negative", "overlong_penalty"
-        )
-        if self.num_processes is not None and not 0 <= self.num_processes <= 1024:
-            raise ValueError(f"reward.num_processes={self.num_processes}: must be from 0 to 1024")
-        if not 0 < self.deadline_s <= 3600:
-            raise ValueError(f"reward.deadline_s={self.deadline_s}: must be above 0, at most 3600")
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalConfig:
-    """Evaluation on held-out prompts.
-
-    Attributes:
-        every_updates: during training; 0 only before and after.
-        num_prompts: held-out prompts; at most what the task has.
-        samples_per_prompt: k of avg@k.
-    """
-
-    every_updates: int
-    num_prompts: int
-    samples_per_prompt: int
-
-    def __post_init__(self):
-        """Refuses values outside their range."""
-        _require(self, "eval", lambda x: x >= 0, "must not be negative", "every_updates")
-        _require(
-            self,
-            "eval",
-            lambda x: x >= 1,
-            "must be at least 1",
-            "num_prompts",
-            "samples_per_prompt",
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """Checkpoints.
-
-    Attributes:
-        every_updates: 0 only at the end.
-        keep: newest ones kept.
-    """
-
-    every_updates: int
-    keep: int
-
-    def __post_init__(self):
-        """Refuses values outside their range."""
-        _require(self, "checkpoint", lambda x: x >= 0, "must not be negative", "every_updates")
-        _require(self, "checkpoint", lambda x: x >= 1, "must be at least 1", "keep")
-
-
-@dataclasses.dataclass(frozen=True)
-class LogConfig:
-    """What is written besides metrics.
-
-    Attributes:
-        rollouts_every_updates: readable samples; 0 writes none.
-        rollouts_groups: groups written each time.
-        gradients_every_updates: norms and angle of the gradients of positive and of negative
-            responses, at the cost of two gradients more; 0 never.
-        tensorboard: whether to write TensorBoard events.
-    """
-
-    rollouts_every_updates: int
-    rollouts_groups: int
-    gradients_every_updates: int
-    tensorboard: bool
-
-    def __post_init__(self):
-        """Refuses values outside their range."""
-        _require(
-            self,
-            "log",
-            lambda x: x >= 0,
-            "must not be negative",
-            "rollouts_every_updates",
-            "rollouts_groups",
-            "gradients_every_updates",
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,13 +81,3 @@ class ExperimentConfig:
             raise ValueError(
                 f"runtime.stall_s={self.stall_s}: must be positive and at most {_MAX_STALL_S:.0f}"
             )
-
-
-def _require(
-    section: Any, name: str, allowed: Callable[[Any], bool], words: str, *fields: str
-) -> None:
-    """Raises a `ValueError` that names the field and its value unless `allowed` holds."""
-    for field in fields:
-        value = getattr(section, field)
-        if not allowed(value):
-            raise ValueError(f"{name}.{field}={value!r}: {words}")

@@ -21,6 +21,7 @@ ROOMS_OF_FLOOR = {
     4: (
         "config",
         "defaults",
+        "sections",
         "settings",
         "experiment",
         "warmup_cache",

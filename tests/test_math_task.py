@@ -3,16 +3,11 @@
 import json
 
 import pytest
-
-pytest.importorskip("tokenizers")
-pytest.importorskip("jinja2")
-pytest.importorskip("math_verify")
-
 from hf_directories import write_directory
 
 from asympo_jax.config import default_config, resolve
 from asympo_jax.experiment import build_parts
-from asympo_jax.tasks import make_task
+from asympo_jax.tasks.math import Math
 
 TRAIN = [
     {"problem": "What is half of 1?", "answer": "$\\frac{1}{2}$"},
@@ -40,7 +35,7 @@ def options(tmp_path):
 
 
 def test_problems_have_answers_and_none_is_in_both_splits(options):
-    task = make_task("math", template="Q: {problem} \\boxed{}", **options)
+    task = Math(template="Q: {problem} \\boxed{}", **options)
     prompts = [task.train_prompt(i) for i in range(task.num_train)]
     assert [p.answer for p in prompts] == ["\\frac{1}{2}", "4", "3", "4"]
     assert prompts[0].text == "Q: What is half of 1? \\boxed{}"
@@ -54,12 +49,12 @@ def test_problems_have_answers_and_none_is_in_both_splits(options):
 
 def test_prompts_that_are_too_long_are_left_out(options, tmp_path):
     write_rows(tmp_path / "train.jsonl", [*TRAIN, {"problem": "1?", "answer": "1"}])
-    task = make_task("math", template="{problem}", **options)
+    task = Math(template="{problem}", **options)
     lengths = [
         len(task.tokenizer.encode_prompt(task.eval_prompt(i).text)) for i in range(task.num_eval)
     ]
     assert lengths[0] < lengths[1]
-    shorter = make_task("math", template="{problem}", max_prompt_tokens=lengths[0], **options)
+    shorter = Math(template="{problem}", max_prompt_tokens=lengths[0], **options)
     assert (shorter.num_eval, shorter.num_eval_left_out) == (1, 1)
     assert shorter.train_prompt(0).text == "1?"
 
@@ -78,13 +73,13 @@ def test_prompts_that_are_too_long_are_left_out(options, tmp_path):
 )
 def test_a_wrong_option_is_refused_by_name(options, change, complaint):
     with pytest.raises(ValueError, match=complaint):
-        make_task("math", **{**options, **change})
+        Math(**{**options, **change})
 
 
 def test_a_line_that_is_not_json_is_named(options, tmp_path):
     (tmp_path / "train.jsonl").write_text('{"problem": "a", "answer": "b"}\n{')
     with pytest.raises(ValueError, match=r"train.jsonl' line 2 is not JSON"):
-        make_task("math", **options)
+        Math(**options)
 
 
 def test_its_rewards_are_computed_in_a_pool_and_nowhere_else(options):
