@@ -8,15 +8,14 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import ml_collections
 
-from asympo_jax import objectives
+from asympo_jax import objectives, schedule
 from asympo_jax.defaults import default_config
-from asympo_jax.learning import OptimizerConfig, StepConfig, WarmupConfig
+from asympo_jax.learning import OptimizerConfig, WarmupConfig
 from asympo_jax.models import ModelConfig
-from asympo_jax.runtime.tickets import Order, Pacing
 from asympo_jax.sections import (
     CheckpointConfig,
     EvalConfig,
@@ -98,11 +97,15 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
     objective = _objective(config)
     task_options = _set_fields(config.task)
     task_name = task_options.pop("name")
-    pacing = _pacing(config)
+    pacing = schedule.pacing_of(config)
     sampler = SamplerConfig(
         **{**config.sampler.to_dict(), "prompts_per_lease": pacing.prompts_per_lease}
     )
-    ModelConfig(vocab_size=1, **config.model.to_dict())  # refuses a wrong shape now
+    model = config.model.to_dict()
+    hf_dir = model.pop("hf_dir")
+    ModelConfig(vocab_size=1, **model)  # refuses a wrong shape now
+    if hf_dir is not None:
+        _check_hf_dir(config, hf_dir, model)
     source = config.to_dict()
     warmup = config.warmup.to_dict()
     warmup_dir, warmup_seed = warmup.pop("dir"), warmup.pop("seed")
@@ -111,13 +114,14 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
         prompts_per_update=config.prompts_per_update,
         group_size=config.group_size,
         pacing=pacing,
-        queue_capacity=_queue_capacity(config),
+        queue_capacity=schedule.queue_capacity(config),
         objective=objective,
-        step=_step(config, objective, pacing),
+        step=schedule.step_of(config, objective, pacing),
         task_name=task_name,
         task_options=task_options,
         reward=_reward(config),
-        model=config.model.to_dict(),
+        model=model,
+        hf_dir=hf_dir,
         optimizer=OptimizerConfig(**config.optimizer.to_dict()),
         learner=LearnerConfig(**config.learner.to_dict()),
         sampler=sampler,
@@ -132,6 +136,22 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
         snapshot_dir=config.runtime.snapshot_dir,
         source=source,
     )
+
+
+def _check_hf_dir(config: ml_collections.ConfigDict, hf_dir: str, model: Mapping[str, Any]) -> None:
+    """Refuses what a model that is loaded leaves without effect."""
+    defaults: Any = default_config()
+    for field, value in model.items():
+        if field != "dtype" and value != defaults.model[field]:
+            raise ValueError(
+                f"model.{field}={value!r} with model.hf_dir={hf_dir!r}: the config.json there says "
+                f"the shape, leave model.{field} at its default"
+            )
+    if config.warmup.num_steps:
+        raise ValueError(
+            f"warmup.num_steps={config.warmup.num_steps} with model.hf_dir={hf_dir!r}: a model "
+            "that is loaded is not warmed up, must be 0"
+        )
 
 
 def _check_sections(config: ml_collections.ConfigDict) -> None:
@@ -185,115 +205,3 @@ def _reward(config: ml_collections.ConfigDict) -> RewardConfig:
             f"sampler.max_response_tokens={longest}"
         )
     return reward
-
-
-def _pacing(config: ml_collections.ConfigDict) -> Pacing:
-    """Order, lag and sizes, checked against each other."""
-    for field in ("num_updates", "prompts_per_update", "group_size", "refresh_every_updates"):
-        value: Any = config[field]
-        if value < 1:
-            raise ValueError(f"{field}={value}: must be at least 1")
-    for field, seed in (("seed", config.seed), ("warmup.seed", config.warmup.seed or 0)):
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"{field}={seed}: must be from 0 to 2**32 - 1")
-    if config.lag < 0:
-        raise ValueError(f"lag={config.lag}: must not be negative; 0 is the synchronous loop")
-    if config.order not in get_args(Order):
-        raise ValueError(f"order={config.order!r}: must be one of {list(get_args(Order))}")
-    if config.runtime.name not in ("local", "sync"):
-        raise ValueError(f"runtime.name={config.runtime.name!r}: must be 'local' or 'sync'")
-    if config.runtime.name == "sync" and config.order != "ticket":
-        raise ValueError(
-            f"order={config.order!r} with runtime.name='sync': one process always samples with the "
-            "newest version, so no lag would be reached; use order='ticket'"
-        )
-    if config.runtime.name == "sync" and (config.sampler.count, config.sampler.cores) != (1, 0):
-        raise ValueError(
-            f"sampler.count={config.sampler.count}, sampler.cores={config.sampler.cores} with "
-            "runtime.name='sync': the one process samples itself, they must be 1 and 0"
-        )
-    if config.refresh_every_updates > 1 and config.order != "ticket":
-        raise ValueError(
-            f"refresh_every_updates={config.refresh_every_updates} with order={config.order!r}: "
-            "samplers are held back only in order='ticket', must be 1"
-        )
-    num_sampled = _prompts_sampled(config)
-    if num_sampled < config.prompts_per_update:
-        raise ValueError(
-            f"candidates_per_update={num_sampled}: must be at least "
-            f"prompts_per_update={config.prompts_per_update}"
-        )
-    given = config.sampler.prompts_per_lease
-    prompts_per_lease = num_sampled if given is None else int(given)
-    if prompts_per_lease < 1 or num_sampled % prompts_per_lease:
-        raise ValueError(
-            f"sampler.prompts_per_lease={prompts_per_lease}: must divide the {num_sampled} prompts "
-            "sampled for an update (candidates_per_update, else prompts_per_update)"
-        )
-    return Pacing(
-        order=config.order,
-        lag=config.lag,
-        num_updates=config.num_updates,
-        prompts_per_update=num_sampled,
-        prompts_per_lease=prompts_per_lease,
-        refresh_every_updates=config.refresh_every_updates,
-    )
-
-
-def _prompts_sampled(config: ml_collections.ConfigDict) -> int:
-    """Prompts sampled for an update, of which `prompts_per_update` are trained on."""
-    given = config.candidates_per_update
-    return int(config.prompts_per_update if given is None else given)
-
-
-def _queue_capacity(config: ml_collections.ConfigDict) -> int:
-    """The queue's bound: given, or room for all that samplers may be ahead."""
-    needed = max(1, config.lag) * _prompts_sampled(config)
-    capacity = config.queue.capacity
-    if capacity is not None and capacity < needed:
-        raise ValueError(
-            f"queue.capacity={capacity}: can't hold lag={config.lag}; samplers can be that far "
-            f"ahead only if it has room for {needed} groups, max(1, lag) * prompts_per_update"
-        )
-    return needed if capacity is None else capacity
-
-
-def _step(
-    config: ml_collections.ConfigDict, objective: objectives.Objective, pacing: Pacing
-) -> StepConfig:
-    """What the learner's step computes."""
-    num_responses = config.prompts_per_update * config.group_size
-    micro_batch = config.learner.micro_batch
-    if micro_batch and num_responses % micro_batch:
-        raise ValueError(
-            f"learner.micro_batch={micro_batch}: must be 0 or divide the {num_responses} responses "
-            "of a batch (prompts_per_update * group_size)"
-        )
-    center = config.advantage.center or objective.center
-    scale = config.advantage.scale or objective.scale
-    for name, value, allowed in (
-        ("center", center, ("mean", "leave_one_out", "none")),
-        ("scale", scale, ("std", "none")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"advantage.{name}={value!r}: must be one of {list(allowed)}")
-    if config.group_size == 1 and (center, scale) != ("none", "none"):
-        raise ValueError(
-            f"group_size=1: the advantages of objective {objective.name!r} compare the responses "
-            f"of a group (center={center!r}, scale={scale!r}), so it must be at least 2"
-        )
-    batch_size = config.warmup.batch_size
-    if config.warmup.num_steps and micro_batch and batch_size % micro_batch:
-        raise ValueError(
-            f"learner.micro_batch={micro_batch}: must be 0 or divide warmup.batch_size={batch_size}"
-        )
-    return StepConfig(
-        group_size=config.group_size,
-        temperature=config.sampler.temperature,
-        center=center,
-        scale=scale,
-        micro_batch=micro_batch,
-        logp_chunk=config.learner.logp_chunk,
-        # Proximal parameters lie between those that sampled and the current ones.
-        proximal_every_updates=min(config.learner.proximal_every_updates, pacing.max_lag + 1),
-    )

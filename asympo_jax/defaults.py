@@ -47,6 +47,7 @@ _SAMPLER = {
     "max_response_tokens": 24,
     "segment": 64,
     "record_behaviour_logp": False,
+    "params_dtype": "float32",
 }
 _REWARD = {"overlong_buffer": 0, "overlong_penalty": 1.0, "deadline_s": 30.0}
 _TASK_TEXTS = ("data_dir", "train_data", "eval_data", "tokenizer_dir", "template")
@@ -92,7 +93,7 @@ def default_config() -> ml_collections.ConfigDict:
                 **{option: unset(str) for option in _TASK_TEXTS},
             },
             "reward": {**_REWARD, "function": unset(str), "num_processes": unset(int)},
-            "model": dict(_MODEL),
+            "model": {**_MODEL, "hf_dir": unset(str)},
             "optimizer": dict(_OPTIMIZER),
             "learner": dict(_LEARNER),
             "sampler": {**_SAMPLER, "prompts_per_lease": unset(int)},

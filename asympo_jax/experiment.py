@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from asympo_jax import import_path
+from asympo_jax import import_path, models
 from asympo_jax.learning import TrainState, init_state, make_optimizer
 from asympo_jax.models import ModelConfig
 from asympo_jax.runtime.checkpoint import Checkpointer
@@ -75,7 +75,7 @@ def build_parts(config: ExperimentConfig) -> Parts:
         stop_ids=task.tokenizer.stop_ids,
         record_logp="behaviour" in config.objective.needs or config.sampler.record_behaviour_logp,
     )
-    model = ModelConfig(vocab_size=task.tokenizer.vocab_size, **config.model)
+    model = _make_model(config, task)
     pool = _make_pool(config, task)
     return Parts(
         task=task,
@@ -84,6 +84,27 @@ def build_parts(config: ExperimentConfig) -> Parts:
         engine=engine,
         correct=None if pool is None else functools.partial(_are_correct, pool),
     )
+
+
+def _make_model(config: ExperimentConfig, task: Task) -> ModelConfig:
+    """The decoder's shape: of a Hugging Face directory, or of the config and the tokenizer.
+
+    Raises:
+        ValueError: the directory cannot be used, or has not all ids of the tokenizer.
+    """
+    num_ids = task.tokenizer.vocab_size
+    if config.hf_dir is None:
+        return ModelConfig(vocab_size=num_ids, **config.model)
+    try:
+        model = models.load_config(config.hf_dir, config.model["dtype"])
+    except ValueError as error:
+        raise ValueError(f"model.hf_dir: {error}") from error
+    if model.vocab_size < num_ids:
+        raise ValueError(
+            f"model.hf_dir={config.hf_dir!r}: has vocab_size={model.vocab_size}, must be at least "
+            f"the {num_ids} ids of the task's tokenizer; is task.tokenizer_dir that of the model?"
+        )
+    return model
 
 
 def _make_pool(config: ExperimentConfig, task: Task) -> RewardPool | None:

@@ -61,6 +61,7 @@ class SamplerConfig:
         segment: positions by which the decode cache grows.
         prompts_per_lease: prompts worked at once; unset for all that an update samples.
         record_behaviour_logp: record log-probs even if the objective needs none, for diagnostics.
+        params_dtype: of the parameters that samplers are sent; the learner's stay float32.
     """
 
     count: int
@@ -76,6 +77,7 @@ class SamplerConfig:
     segment: int
     prompts_per_lease: int
     record_behaviour_logp: bool
+    params_dtype: str
 
     def __post_init__(self):
         """Refuses values that no sampler can work with."""
@@ -106,6 +108,13 @@ class SamplerConfig:
             lambda x: x in ("cpu", "cuda", "tpu"),
             "must be 'cpu', 'cuda' or 'tpu'",
             "platform",
+        )
+        _require(
+            self,
+            "sampler",
+            lambda x: x in ("float32", "bfloat16"),
+            "must be 'float32' or 'bfloat16'",
+            "params_dtype",
         )
         if self.visible_devices and self.platform == "cpu":
             raise ValueError(

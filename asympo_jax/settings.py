@@ -36,6 +36,8 @@ class ExperimentConfig:
         task_options: of the task's constructor.
         reward: what the task's reward becomes.
         model: fields of `ModelConfig`; the task's tokenizer gives `vocab_size`.
+        hf_dir: Hugging Face directory that gives the shape and the initial parameters instead; of
+            `model` only `dtype` counts then. None for random ones.
         optimizer: of the learner.
         learner: its platform and memory.
         sampler: processes and draws.
@@ -62,6 +64,7 @@ class ExperimentConfig:
     task_options: Mapping[str, Any]
     reward: RewardConfig
     model: Mapping[str, Any]
+    hf_dir: str | None
     optimizer: OptimizerConfig
     learner: LearnerConfig
     sampler: SamplerConfig

@@ -17,6 +17,7 @@ import jax
 
 from asympo_jax import experiment, interrupts, workdirs
 from asympo_jax.endings import Diverged, RunFailed
+from asympo_jax.initial import check_initial, initial_params
 from asympo_jax.learning import (
     TrainState,
     make_optimizer,
@@ -41,7 +42,6 @@ from asympo_jax.runtime.snapshots import (
 )
 from asympo_jax.settings import ExperimentConfig
 from asympo_jax.tasks import RewardError
-from asympo_jax.warmup_cache import warmed_up_params
 
 _STOP_TIMEOUT_S = 8.0
 # What ends a run; anything else is a fault of this program, and its traceback says where.
@@ -94,7 +94,7 @@ class Prepared:
         run_id = uuid.uuid4().hex[:12]
         directory, lock = make_snapshot_directory(self.config.snapshot_dir, run_id)
         with lock:
-            store = SnapshotStore(directory, run_id)
+            store = SnapshotStore(directory, run_id, self.config.sampler.params_dtype)
             try:
                 run = _Run(self.config, self.parts, self.workdir, store, run_id)
                 result = run.train(all_cores)
@@ -121,6 +121,7 @@ def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
         ValueError: a config that does not fit the task or the workdir; nothing was started.
     """
     parts = experiment.build_parts(config)
+    check_initial(config)
     workdirs.check_writable("workdir", workdir)
     if config.warmup.num_steps:
         workdirs.check_writable("warmup.dir", workdirs.warmup_directory(config, workdir))
@@ -208,13 +209,12 @@ class _Run:
             for version, params in restored.snapshots.items():
                 self.store.write(version, params)
             return restored.state
-        directory = workdirs.warmup_directory(config, self.workdir)
 
         def check() -> None:
             interrupts.raise_if_received()
             broker.raise_if_closed()
 
-        params = warmed_up_params(config, parts, directory, check)
+        params = initial_params(config, parts, self.workdir, check)
         optimizer = make_optimizer(config.optimizer)
         state = state_from_params(params, optimizer, config.objective.needs)
         self.store.write(0, state.params)

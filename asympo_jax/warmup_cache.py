@@ -15,7 +15,6 @@ import numpy as np
 
 from asympo_jax import learning
 from asympo_jax.experiment import Parts
-from asympo_jax.models import init_params
 from asympo_jax.progress import say
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.snapshots import SnapshotRefused, read_params, write_params
@@ -29,7 +28,7 @@ _SOURCES = ("models", "learning", "objectives/masked.py")
 def warmed_up_params(
     config: ExperimentConfig, parts: Parts, directory: pathlib.Path, check: Callable[[], None]
 ) -> Any:
-    """Parameters after the supervised warm-up, or the initial ones if it has no steps.
+    """Parameters after the supervised warm-up.
 
     Args:
         config: the experiment.
@@ -37,8 +36,6 @@ def warmed_up_params(
         directory: where warm-ups are kept; made if missing.
         check: called before each step; raises to end a run that cannot go on.
     """
-    if not config.warmup.num_steps:
-        return init_params(parts.model, jax.random.key(config.init_seed))
     path = directory / f"{warmup_key(config, parts)}.safetensors"
     if path.exists():
         try:

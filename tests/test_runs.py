@@ -278,7 +278,8 @@ def test_the_checkpoint_of_another_config_is_never_carried_on(one_sampler, runne
 
 def test_a_damaged_checkpoint_is_named_in_one_sentence(one_sampler, runner, tmp_path):
     shutil.copytree(one_sampler.workdir, tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "6" / "run" / "metadata").write_text("garbage")
+    for damaged in ("run/metadata", "state/manifest.ocdbt"):
+        (tmp_path / "run" / "checkpoints" / "6" / damaged).write_text("garbage")
     run = runner.train(tmp_path / "run", num_updates=7)
     assert run.code == 1
     assert "checkpoints/6: this checkpoint cannot be read" in run.error

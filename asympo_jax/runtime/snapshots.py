@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -33,15 +34,18 @@ class SnapshotStore:
     Args:
         directory: where the files are; it exists.
         run_id: identity of the run; snapshots of another are refused.
+        dtype: of the parameters written.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], run_id: str):
+    def __init__(self, directory: str | os.PathLike[str], run_id: str, dtype: str = "float32"):
         """A store; nothing is read or written yet."""
         self.directory = pathlib.Path(directory)
         self._run_id = run_id
+        self._dtype = jnp.dtype(dtype)
 
     def write(self, version: int, params: Any) -> None:
         """Publishes the parameters of a version; blocks until they are computed."""
+        params = jax.tree.map(self._converted, params)
         write_params(self._path(version), params, run_id=self._run_id, version=str(version))
 
     def read(self, version: int) -> Any:
@@ -70,6 +74,10 @@ class SnapshotStore:
     def remove(self) -> None:
         """Deletes the directory."""
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _converted(self, array: Any) -> Any:
+        """The array in the store's type, made where the array is."""
+        return array if array.dtype == self._dtype else array.astype(self._dtype)
 
     def _path(self, version: int) -> pathlib.Path:
         """The file of a version."""

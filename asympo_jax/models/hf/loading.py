@@ -76,12 +76,17 @@ def load(
     return Model(config, flax.traverse_util.unflatten_dict(params, sep="/"))
 
 
-def load_config(directory: pathlib.Path, dtype: str = "float32") -> ModelConfig:
-    """The decoder that the directory's config.json describes.
+def load_config(directory: str | os.PathLike[str], dtype: str = "float32") -> ModelConfig:
+    """The decoder that the directory's config.json describes; nothing else is read.
+
+    Args:
+        directory: a Hugging Face directory.
+        dtype: of activations.
 
     Raises:
         ValueError: it is not there, or describes a decoder that is not built here.
     """
+    directory = pathlib.Path(directory)
     if not directory.is_dir():
         raise ValueError(f"{directory}: is not a directory; models are not downloaded here")
     path = directory / _CONFIG
@@ -90,6 +95,16 @@ def load_config(directory: pathlib.Path, dtype: str = "float32") -> ModelConfig:
         return config_json.from_json(found, dtype)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def check(directory: str | os.PathLike[str]) -> None:
+    """Refuses a directory that `load` would refuse, without loading it.
+
+    Raises:
+        ValueError: as of `load`.
+    """
+    directory = pathlib.Path(directory)
+    _matched(load_config(directory), directory)
 
 
 def _matched(config: ModelConfig, directory: pathlib.Path) -> dict[Weight, StoredTensor]:

@@ -1,0 +1,49 @@
+"""The parameters that a run begins with."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from asympo_jax import models, workdirs
+from asympo_jax.experiment import Parts
+from asympo_jax.progress import say
+from asympo_jax.settings import ExperimentConfig
+from asympo_jax.warmup_cache import warmed_up_params
+
+
+def check_initial(config: ExperimentConfig) -> None:
+    """Refuses a Hugging Face directory whose parameters cannot be loaded; none is read.
+
+    Raises:
+        ValueError: naming the directory and what is wrong with it.
+    """
+    if config.hf_dir is not None:
+        try:
+            models.check_directory(config.hf_dir)
+        except ValueError as error:
+            raise ValueError(f"model.hf_dir: {error}") from error
+
+
+def initial_params(
+    config: ExperimentConfig, parts: Parts, workdir: pathlib.Path, check: Callable[[], None]
+) -> Any:
+    """float32 parameters: of a Hugging Face directory, after the warm-up, or random.
+
+    Args:
+        config: the experiment.
+        parts: its task and model.
+        workdir: of the run, beside which warm-ups are kept.
+        check: called before each step of a warm-up; raises to end a run that cannot go on.
+
+    Raises:
+        ValueError: the Hugging Face directory cannot be used any more.
+    """
+    if config.hf_dir is not None:
+        say(f"parameters of {config.hf_dir}")
+        return models.load(config.hf_dir).params
+    if config.warmup.num_steps:
+        directory = workdirs.warmup_directory(config, workdir)
+        return warmed_up_params(config, parts, directory, check)
+    return models.init_params(parts.model, jax.random.key(config.init_seed))
