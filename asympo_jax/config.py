@@ -128,7 +128,7 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
         warmup=WarmupConfig(**warmup),
         warmup_dir=warmup_dir,
         init_seed=config.seed if warmup_seed is None else warmup_seed,
-        eval=EvalConfig(**config.eval.to_dict()),
+        eval=_evaluation(config),
         checkpoint=CheckpointConfig(**config.checkpoint.to_dict()),
         log=LogConfig(**config.log.to_dict()),
         runtime_name=config.runtime.name,
@@ -152,6 +152,26 @@ def _check_hf_dir(config: ml_collections.ConfigDict, hf_dir: str, model: Mapping
             f"warmup.num_steps={config.warmup.num_steps} with model.hf_dir={hf_dir!r}: a model "
             "that is loaded is not warmed up, must be 0"
         )
+
+
+def _evaluation(config: ml_collections.ConfigDict) -> EvalConfig:
+    """The evaluation, which has a process and the samplers' devices unless that is said."""
+    given = config.eval.to_dict()
+    if given["process"] is None:
+        given["process"] = config.runtime.name != "sync"
+    elif given["process"] and config.runtime.name == "sync":
+        raise ValueError(
+            "eval.process=True with runtime.name='sync': there is one process, must be False"
+        )
+    for field in ("platform", "visible_devices"):
+        if given[field] is None:
+            given[field] = config.sampler[field]
+        elif not given["process"]:
+            raise ValueError(
+                f"eval.{field}={given[field]!r} with eval.process=False: the learner evaluates "
+                "where it runs, leave it unset"
+            )
+    return EvalConfig(**given)
 
 
 def _check_sections(config: ml_collections.ConfigDict) -> None:

@@ -49,6 +49,13 @@ _SAMPLER = {
     "record_behaviour_logp": False,
     "params_dtype": "float32",
 }
+_EVAL = {"every_updates": 10, "num_prompts": 512, "samples_per_prompt": 1, "max_waiting": 4}
+_LOG = {
+    "rollouts_every_updates": 25,
+    "rollouts_groups": 2,
+    "gradients_every_updates": 0,
+    "tensorboard": True,
+}
 _REWARD = {"overlong_buffer": 0, "overlong_penalty": 1.0, "deadline_s": 30.0}
 _TASK_TEXTS = ("data_dir", "train_data", "eval_data", "tokenizer_dir", "template")
 _OBJECTIVE_OPTIONS = (
@@ -105,14 +112,14 @@ def default_config() -> ml_collections.ConfigDict:
                 "seed": unset(int),
                 "dir": unset(str),
             },
-            "eval": {"every_updates": 10, "num_prompts": 512, "samples_per_prompt": 1},
-            "checkpoint": {"every_updates": 50, "keep": 2},
-            "log": {
-                "rollouts_every_updates": 25,
-                "rollouts_groups": 2,
-                "gradients_every_updates": 0,
-                "tensorboard": True,
+            "eval": {
+                **_EVAL,
+                "process": unset(bool),
+                "platform": unset(str),
+                "visible_devices": unset(str),
             },
+            "checkpoint": {"every_updates": 50, "keep": 2},
+            "log": dict(_LOG),
             "runtime": {"name": "local", "stall_s": 600.0, "snapshot_dir": unset(str)},
         }
     )

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -187,6 +188,21 @@ def make_evaluator(config: ExperimentConfig, parts: Parts) -> Evaluator:
         draw=_draw_params(config),
         correct=parts.correct,
     )
+
+
+def make_evaluate(
+    config: ExperimentConfig, parts: Parts
+) -> Callable[[Any, bool], dict[str, float]]:
+    """(Parameters, whether greedily, too) -> metrics of an evaluation."""
+    evaluator = make_evaluator(config, parts)
+
+    def evaluate(params: Any, greedily: bool) -> dict[str, float]:
+        found = {"eval/accuracy": evaluator.sampled(params).mean}
+        if greedily:
+            found["eval/accuracy_greedy"] = evaluator.greedy(params).mean
+        return found
+
+    return evaluate
 
 
 def new_state(config: ExperimentConfig, parts: Parts) -> TrainState:

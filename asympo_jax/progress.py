@@ -27,13 +27,15 @@ class Progress:
         self._printed_at = float("-inf")
         self._accuracy = float("nan")
 
-    def start(self, before: Mapping[str, float]) -> None:
-        """Shows the evaluation before training."""
-        self._accuracy = before["eval/accuracy"]
-        say(
-            f"before training: {self._accuracy:.3f} of sampled and "
-            f"{before['eval/accuracy_greedy']:.3f} of greedy answers to held-out prompts are right"
-        )
+    def evaluated(self, update: int, found: Mapping[str, float]) -> None:
+        """Takes note of an evaluation; shows the one before training."""
+        self._accuracy = found["eval/accuracy"]
+        if update == 0:
+            say(
+                f"before training: {self._accuracy:.3f} of sampled and "
+                f"{found['eval/accuracy_greedy']:.3f} of greedy answers to held-out prompts are "
+                "right"
+            )
 
     def resume(self, update: int) -> None:
         """Shows where a run carries on."""
@@ -42,7 +44,6 @@ class Progress:
     def update(self, update: int, metrics: Mapping[str, float]) -> None:
         """Shows an update, unless a line was printed just before."""
         now = self._clock()
-        self._accuracy = metrics.get("eval/accuracy", self._accuracy)
         if self._first is None:
             self._first = (now, update)
         recent = now - self._printed_at < _SECONDS_BETWEEN_LINES

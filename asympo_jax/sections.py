@@ -162,11 +162,20 @@ class EvalConfig:
         every_updates: during training; 0 only before and after.
         num_prompts: held-out prompts; at most what the task has.
         samples_per_prompt: k of avg@k.
+        process: whether snapshots are evaluated in a process of its own, which never holds up the
+            learner; else the learner evaluates.
+        max_waiting: snapshots that may be kept for that process; evaluations beyond are left out.
+        platform: jax platform of that process.
+        visible_devices: as `sampler.visible_devices`, of that process.
     """
 
     every_updates: int
     num_prompts: int
     samples_per_prompt: int
+    process: bool
+    max_waiting: int
+    platform: str
+    visible_devices: str
 
     def __post_init__(self):
         """Refuses values outside their range."""
@@ -178,6 +187,14 @@ class EvalConfig:
             "must be at least 1",
             "num_prompts",
             "samples_per_prompt",
+            "max_waiting",
+        )
+        _require(
+            self,
+            "eval",
+            lambda x: x in ("cpu", "cuda", "tpu"),
+            "must be 'cpu', 'cuda' or 'tpu'",
+            "platform",
         )
 
 

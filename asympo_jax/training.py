@@ -7,7 +7,6 @@ the samplers start before the learner loads or compiles anything, so that all do
 import contextlib
 import dataclasses
 import pathlib
-import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -25,14 +24,20 @@ from asympo_jax.learning import (
     make_train_step,
     state_from_params,
 )
+from asympo_jax.processes import Launcher
 from asympo_jax.progress import Progress
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.checkpoint import Checkpointer, CheckpointRefused
+from asympo_jax.runtime.evaluations import (
+    EvaluationLog,
+    Evaluations,
+    EvaluationsHere,
+    EvaluatorEnded,
+)
 from asympo_jax.runtime.learner import Cadence, Learner, NonFinite
 from asympo_jax.runtime.leases import Closed, Stalled
-from asympo_jax.runtime.local import LocalSamplers
-from asympo_jax.runtime.metrics import MetricsRefused, MetricsWriter
+from asympo_jax.runtime.metrics import MetricsRefused, MetricsWriter, read_metrics
 from asympo_jax.runtime.sampler import SamplerLoop
 from asympo_jax.runtime.snapshots import (
     SnapshotRefused,
@@ -44,10 +49,12 @@ from asympo_jax.settings import ExperimentConfig
 from asympo_jax.tasks import RewardError
 
 _STOP_TIMEOUT_S = 8.0
+_ACCURACIES = ("eval/accuracy", "eval/accuracy_greedy")
 # What ends a run; anything else is a fault of this program, and its traceback says where.
 _CAUSES = (
     Closed,
     Stalled,
+    EvaluatorEnded,
     RewardError,
     SnapshotRefused,
     CheckpointRefused,
@@ -153,53 +160,58 @@ class _Run:
             checkpointer = Checkpointer(self.workdir, config.checkpoint.keep)
             stack.callback(checkpointer.close)
             broker = Broker(config.pacing, config.queue_capacity, checkpointer.ledger())
-            samplers = self._start_samplers(broker, all_cores)
-            if samplers is not None:
-                stack.callback(samplers.stop, _STOP_TIMEOUT_S)
+            evaluations = self._start_processes(stack, broker, all_cores)
             stack.callback(broker.close)
             state = self._first_state(checkpointer, broker)
             writer = MetricsWriter(self.workdir, int(state.update), config.log.tensorboard)
             stack.callback(writer.close)
             broker.open(int(state.update))
-            evaluate = self._make_evaluate()
             progress = Progress(config.pacing.num_updates)
-            if int(state.update) == 0:
-                before = evaluate(state.params, True)
-                broker.raise_if_closed()
-                writer.write(0, before)
-                progress.start(before)
-            else:
-                progress.resume(int(state.update))
-            learner = self._learner(broker, checkpointer, writer, progress, evaluate)
-            state, after = learner.run(state)
+            log = EvaluationLog(evaluations, writer, progress.evaluated, config.eval.max_waiting)
+            self._request_first(log, state, progress)
+            state = self._learner(broker, checkpointer, writer, progress, log).run(state)
             self._save(checkpointer, broker, state)
             checkpointer.wait()
+            after = log.last(
+                int(state.update), state.params, config.stall_s, interrupts.raise_if_received
+            )
             return {
                 "objective": config.objective.name,
                 "parameters_sha256": parameters_sha256(state.params),
-                **(after or evaluate(state.params, True)),
+                **{name: after[name] for name in _ACCURACIES},
                 "updates": int(state.update),
             }
 
-    def _start_samplers(self, broker: Broker, all_cores: list[int]) -> LocalSamplers | None:
-        """Sampler processes, or None where this process samples itself."""
+    def _start_processes(
+        self, stack: contextlib.ExitStack, broker: Broker, all_cores: list[int]
+    ) -> Evaluations:
+        """Samplers, unless this process samples itself; returns where to ask for evaluations."""
         config = self.config
-        if config.runtime_name == "sync":
-            return None
         _, shared = placement.split_cores(all_cores)
-        command = [
-            sys.executable,
-            "-m",
-            "asympo_jax.sample",
-            f"--config={self.workdir / 'config.json'}",
-            f"--snapshots={self.store.directory}",
-            f"--run_id={self.run_id}",
-            f"--cores={','.join(map(str, shared))}",
-        ]
-        environment = placement.sampler_environment(
-            config.sampler.platform, config.sampler.visible_devices
-        )
-        return LocalSamplers(broker, command, environment, config.sampler.count)
+        launcher = Launcher(config, self.workdir, self.store, self.run_id, shared)
+        if config.runtime_name != "sync":
+            stack.callback(launcher.start_samplers(broker).stop, _STOP_TIMEOUT_S)
+        if not config.eval.process:
+            return EvaluationsHere(experiment.make_evaluate(config, self.parts))
+        evaluator = launcher.start_evaluator()
+        stack.callback(evaluator.stop)
+        return evaluator
+
+    def _request_first(self, log: EvaluationLog, state: TrainState, progress: Progress) -> None:
+        """Asks for the evaluation before training, or for those that a resumed run still lacks."""
+        update = int(state.update)
+        if update == 0:
+            log.request(0, state.params)
+            return
+        progress.resume(update)
+        known = {
+            line["update"]
+            for line in read_metrics(self.workdir / "metrics.jsonl")
+            if "eval/accuracy" in line
+        }
+        for version in self.store.versions():
+            if version not in known and self._cadence().is_evaluated(version):
+                log.request(version, self.store.read(version))
 
     def _first_state(self, checkpointer: Checkpointer, broker: Broker) -> TrainState:
         """The state to go on from; its snapshot, and those of its lag window, are written."""
@@ -220,18 +232,6 @@ class _Run:
         self.store.write(0, state.params)
         return state
 
-    def _make_evaluate(self) -> Callable[[Any, bool], dict[str, float]]:
-        """(Parameters, whether greedily, too) -> metrics of an evaluation."""
-        evaluator = experiment.make_evaluator(self.config, self.parts)
-
-        def evaluate(params: Any, greedily: bool) -> dict[str, float]:
-            found = {"eval/accuracy": evaluator.sampled(params).mean}
-            if greedily:
-                found["eval/accuracy_greedy"] = evaluator.greedy(params).mean
-            return found
-
-        return evaluate
-
     def _save(self, checkpointer: Checkpointer, broker: Broker, state: TrainState) -> None:
         """A checkpoint of everything that goes on."""
         checkpointer.save(state, broker.ledger_json(), self.run_id, self.store)
@@ -242,7 +242,7 @@ class _Run:
         checkpointer: Checkpointer,
         writer: MetricsWriter,
         progress: Progress,
-        evaluate: Callable[[Any, bool], dict[str, float]],
+        log: EvaluationLog,
     ) -> Learner:
         """The learner's loop with everything that it needs."""
         config, parts = self.config, self.parts
@@ -266,19 +266,24 @@ class _Run:
             tokenizer=parts.task.tokenizer,
             num_samplers=1 if in_process else config.sampler.count,
             stall_s=config.stall_s,
-            cadence=Cadence(
-                evaluate=config.eval.every_updates,
-                checkpoint=config.checkpoint.every_updates,
-                rollouts=config.log.rollouts_every_updates,
-                rollouts_groups=config.log.rollouts_groups,
-                gradients=config.log.gradients_every_updates,
-            ),
+            cadence=self._cadence(),
             workdir=self.workdir,
             writer=writer,
             sample=self._make_sample(broker) if in_process else lambda: None,
-            evaluate=evaluate,
+            evaluations=log,
             save=lambda state: self._save(checkpointer, broker, state),
             show=show,
+        )
+
+    def _cadence(self) -> Cadence:
+        """What happens how often."""
+        config = self.config
+        return Cadence(
+            evaluate=config.eval.every_updates,
+            checkpoint=config.checkpoint.every_updates,
+            rollouts=config.log.rollouts_every_updates,
+            rollouts_groups=config.log.rollouts_groups,
+            gradients=config.log.gradients_every_updates,
         )
 
     def _make_sample(self, broker: Broker) -> Callable[[], None]:

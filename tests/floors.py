@@ -25,6 +25,7 @@ ROOMS_OF_FLOOR = {
         "schedule",
         "settings",
         "experiment",
+        "processes",
         "warmup_cache",
         "initial",
         "workdirs",
@@ -37,8 +38,20 @@ ROOMS_OF_FLOOR = {
         "sweep_config",
         "results",
         "plan",
+        "tiny_models",
     ),
-    5: ("train", "evaluate", "sample", "command", "replay", "sweep", "export", "__main__"),
+    5: (
+        "train",
+        "evaluate",
+        "evaluate_snapshots",
+        "sample",
+        "command",
+        "replay",
+        "sweep",
+        "export",
+        "tiny",
+        "__main__",
+    ),
 }
 # The one way across a floor: a task names its tokenizer, and no tokenizer knows a task.
 PASSAGES = {("tasks", "tokenizers"), ("tasks", "hf_tokenizer")}

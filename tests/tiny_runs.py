@@ -7,6 +7,8 @@ import pathlib
 import subprocess
 import sys
 
+from asympo_jax.runtime.metrics import read_metrics
+
 # A model of a few hundred parameters on one-digit sums: seconds, of which most is compilation.
 TINY = {
     "task.name": "tasks_for_tests:Digits",
@@ -23,6 +25,7 @@ TINY = {
     "model.mlp_width": 16,
     "eval.num_prompts": 8,
     "eval.every_updates": 0,
+    "eval.process": False,
     "checkpoint.every_updates": 0,
     "sampler.max_response_tokens": 6,
     "log.tensorboard": False,
@@ -51,8 +54,7 @@ class Finished:
 
     @property
     def metrics(self) -> list[dict]:
-        lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        return read_metrics(self.workdir / "metrics.jsonl")
 
     @property
     def error(self) -> str:

@@ -130,7 +130,7 @@ def checked(
 
 
 def _read_lines(directory: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of `metrics.jsonl` in order of updates."""
+    """What `metrics.jsonl` says of each update, in order of updates."""
     try:
         texts = (directory / "metrics.jsonl").read_text().split("\n")
     except (OSError, ValueError) as error:
@@ -143,7 +143,7 @@ def _read_lines(directory: pathlib.Path) -> list[dict[str, float]]:
                 f"{directory}: metrics.jsonl line {number} is not a JSON object of numbers with "
                 "an 'update'"
             )
-        lines[line["update"]] = line
+        lines.setdefault(line["update"], {}).update(line)
     if not lines:
         raise ValueError(f"{directory}: metrics.jsonl is still empty, the run has not begun")
     return [lines[update] for update in sorted(lines)]

@@ -12,6 +12,7 @@ import numpy as np
 
 from asympo_jax.learning import TrainState, informative_groups, make_batch
 from asympo_jax.runtime.broker import Broker
+from asympo_jax.runtime.evaluations import EvaluationLog
 from asympo_jax.runtime.metrics import MetricsWriter, write_rollouts
 from asympo_jax.runtime.pipeline import PipelineMeter
 from asympo_jax.runtime.snapshots import SnapshotStore
@@ -42,6 +43,10 @@ class Cadence:
     rollouts_groups: int
     gradients: int
 
+    def is_evaluated(self, version: int) -> bool:
+        """Whether a version is, besides the first and the last."""
+        return _due(version, self.evaluate)
+
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
@@ -63,7 +68,7 @@ class Learner:
         workdir: the run's directory.
         writer: metrics.
         sample: called before each batch is taken; the synchronous loop samples here.
-        evaluate: (parameters, whether it is the last evaluation) -> metrics.
+        evaluations: where they are asked for and written down.
         save: called with the state when a checkpoint is due.
         show: called with each update's metrics, for people.
     """
@@ -83,20 +88,20 @@ class Learner:
     workdir: pathlib.Path
     writer: MetricsWriter
     sample: Callable[[], None]
-    evaluate: Callable[[Any, bool], dict[str, float]]
+    evaluations: EvaluationLog
     save: Callable[[TrainState], None]
     show: Callable[[int, dict[str, float]], None]
 
-    def run(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
-        """Updates until `num_updates`; returns the last state and its evaluation, if it made any.
+    def run(self, state: TrainState) -> TrainState:
+        """Updates until `num_updates`; returns the last state, which is not evaluated yet.
 
         Raises:
             Closed: a sampler failed; it carries the cause.
             Stalled: no group came in within `stall_s`.
+            EvaluatorEnded: there will be no more evaluations.
             NonFinite: a loss, a gradient or parameters are not finite.
         """
         meter = PipelineMeter(self.num_samplers)
-        evaluation: dict[str, float] = {}
         for update in range(int(state.update), self.pacing.num_updates):
             start = time.monotonic()
             self.sample()
@@ -112,7 +117,8 @@ class Learner:
             # Publish before anything else is done with this update: samplers may be waiting.
             self.store.write(version, state.params)
             self.broker.complete(version, {group.ticket for group in groups})
-            self.store.prune(version - self.pacing.max_lag)
+            needed = self.evaluations.evaluations.outstanding()
+            self.store.prune(version - self.pacing.max_lag, needed)
             trained = time.monotonic()
             step_metrics |= more_metrics
             metrics = {name: float(value) for name, value in step_metrics.items()}
@@ -120,10 +126,10 @@ class Learner:
             meter.add(taken - start, trained - taken, groups, self.broker.sampling_totals())
             metrics |= meter.metrics()
             is_last = version == self.pacing.num_updates
-            if _due(version, self.cadence.evaluate) or is_last:
-                evaluation = self.evaluate(state.params, is_last)
-                metrics |= evaluation
+            if self.cadence.is_evaluated(version) and not is_last:
+                metrics["eval/left_out"] = not self.evaluations.request(version, state.params)
             self.writer.write(version, metrics, {"lag/histogram": lags_of(groups, update)})
+            self.evaluations.collect()
             self.show(version, metrics)
             if _due(version, self.cadence.rollouts):
                 path = self.workdir / "rollouts" / f"update_{version:08d}.jsonl"
@@ -131,7 +137,7 @@ class Learner:
                 write_rollouts(path, shown, update, self.tokenizer)
             if _due(version, self.cadence.checkpoint) and not is_last:
                 self.save(state)
-        return state, evaluation
+        return state
 
 
 def lags_of(groups: Sequence[Group], update: int) -> list[int]:

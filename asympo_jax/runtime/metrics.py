@@ -77,25 +77,28 @@ class MetricsWriter:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line cut short by a crash is left out.
+    """What a `metrics.jsonl` says of each update, in order of updates.
+
+    An evaluation comes in later than its update and has a line of its own; the lines of an update
+    are put together. A last line cut short by a crash is left out.
 
     Raises:
         MetricsRefused: another line is no JSON object with an `update`.
     """
-    lines = []
+    lines: dict[int, dict[str, Any]] = {}
     texts = path.read_text(errors="replace").splitlines()
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
-            int(line["update"])
+            update = int(line["update"])
         except (ValueError, TypeError, KeyError) as error:
             if number == len(texts):
                 break
             raise MetricsRefused(
                 f"{path} line {number}: is no metrics line ({error!r:.80})"
             ) from error
-        lines.append(line)
-    return lines
+        lines.setdefault(update, {}).update(line)
+    return [lines[update] for update in sorted(lines)]
 
 
 def write_rollouts(

@@ -11,6 +11,7 @@ import pathlib
 import shutil
 import tempfile
 import zlib
+from collections.abc import Collection
 from typing import IO, Any
 
 import flax.traverse_util
@@ -61,11 +62,11 @@ class SnapshotStore:
             raise SnapshotRefused(f"{self._path(version)}: is {found}, wanted {wanted}")
         return params
 
-    def prune(self, oldest_kept: int) -> None:
-        """Deletes the snapshots before a version."""
-        for path in self.directory.glob("v*.safetensors"):
-            if int(path.stem[1:]) < oldest_kept:
-                path.unlink()
+    def prune(self, oldest_kept: int, needed: Collection[int] = ()) -> None:
+        """Deletes the snapshots before a version, but those that are needed."""
+        for version in self.versions():
+            if version < oldest_kept and version not in needed:
+                self._path(version).unlink()
 
     def versions(self) -> list[int]:
         """Versions that are there, ascending."""

@@ -1,0 +1,35 @@
+"""The program that evaluates snapshots during training; `train` starts it with a private pipe.
+
+Not for use by hand: it needs that pipe and the snapshots of a running learner. `evaluate` is the
+command for checkpoints.
+"""
+
+import sys
+
+from asympo_jax import experiment
+from asympo_jax.processes import told
+from asympo_jax.runtime import placement
+from asympo_jax.runtime.evaluations import EvaluatorLoop
+
+
+def main() -> int:
+    """Pins itself, evaluates what the learner asks for until that closes the pipe."""
+    given = told(__doc__)
+    loop = EvaluatorLoop(given.fd)
+    # XLA sizes its thread pool when the first array is made: pin before.
+    placement.pin(given.cores)
+    try:
+        placement.start_backend("eval.platform", given.config.eval.platform)
+        parts = experiment.build_parts(given.config)
+        loop.run(experiment.make_evaluate(given.config, parts), given.store)
+    except placement.NoDevice as error:
+        loop.fail(str(error))
+        return 1
+    except Exception as error:
+        loop.fail(f"{type(error).__name__}: {error}")
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

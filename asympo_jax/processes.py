@@ -1,0 +1,96 @@
+"""The processes of a run besides the learner's: how they are started, and what they are told."""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+
+from asympo_jax.config import from_plain, read_json, resolve
+from asympo_jax.runtime import placement
+from asympo_jax.runtime.broker import Broker
+from asympo_jax.runtime.evaluations import EvaluatorProcess
+from asympo_jax.runtime.local import LocalSamplers
+from asympo_jax.runtime.snapshots import SnapshotStore
+from asympo_jax.settings import ExperimentConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Launcher:
+    """Starts the processes of one attempt at a run.
+
+    Attributes:
+        config: the experiment.
+        workdir: of the run, with its config.json.
+        store: snapshots of the attempt.
+        run_id: identity of the attempt.
+        cores: of all samplers and the evaluator together.
+    """
+
+    config: ExperimentConfig
+    workdir: pathlib.Path
+    store: SnapshotStore
+    run_id: str
+    cores: list[int]
+
+    def start_samplers(self, broker: Broker) -> LocalSamplers:
+        """The samplers, which lease from the broker."""
+        sampler = self.config.sampler
+        environment = placement.sampler_environment(sampler.platform, sampler.visible_devices)
+        command = self._command("asympo_jax.sample")
+        return LocalSamplers(broker, command, environment, sampler.count)
+
+    def start_evaluator(self) -> EvaluatorProcess:
+        """The process that evaluates snapshots."""
+        evaluation = self.config.eval
+        environment = placement.sampler_environment(evaluation.platform, evaluation.visible_devices)
+        return EvaluatorProcess(self._command("asympo_jax.evaluate_snapshots"), environment)
+
+    def _command(self, program: str) -> list[str]:
+        """The command of a program."""
+        return [
+            sys.executable,
+            "-m",
+            program,
+            f"--config={self.workdir / 'config.json'}",
+            f"--snapshots={self.store.directory}",
+            f"--run_id={self.run_id}",
+            f"--cores={','.join(map(str, self.cores))}",
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What a process was started with.
+
+    Attributes:
+        config: the experiment.
+        store: snapshots to read.
+        cores: of all samplers and the evaluator together.
+        index: number of a sampler.
+        fd: file descriptor of its pipe.
+    """
+
+    config: ExperimentConfig
+    store: SnapshotStore
+    cores: list[int]
+    index: int
+    fd: int
+
+
+def told(description: str | None) -> Told:
+    """Reads the arguments that a `Launcher` gave."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, help="config.json of the run")
+    parser.add_argument("--snapshots", required=True, help="directory of the snapshots")
+    parser.add_argument("--run_id", required=True, help="identity of the run")
+    parser.add_argument("--cores", required=True, help="cores of all together, comma-separated")
+    parser.add_argument("--index", type=int, default=0, help="number of this sampler")
+    parser.add_argument("--fd", required=True, type=int, help="file descriptor of the pipe")
+    arguments = parser.parse_args()
+    return Told(
+        config=resolve(from_plain(read_json(arguments.config))),
+        store=SnapshotStore(arguments.snapshots, arguments.run_id),
+        cores=[int(core) for core in arguments.cores.split(",")],
+        index=arguments.index,
+        fd=arguments.fd,
+    )

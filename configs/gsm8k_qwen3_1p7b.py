@@ -1,0 +1,59 @@
+r"""ASymPO on GSM8K with Qwen3-1.7B-Base, samples up to 8 updates old.
+
+    python -m asympo_jax.train --config=configs/gsm8k_qwen3_1p7b.py --workdir=DIR \
+        --config.model.hf_dir=HF_DIR
+
+HF_DIR is the Hugging Face directory of Qwen3-1.7B-Base, downloaded beforehand:
+https://huggingface.co/Qwen/Qwen3-1.7B-Base
+GSM8K is prepared into `data/gsm8k` as `configs/gsm8k_tiny.py` says; the tiny variant needs it,
+too.
+
+Hyper-parameters: customary ones for models of this size, not tuned. Not an experiment of the paper
+(arXiv:2606.03070), but its model.
+
+Hardware: not run at this size yet. By arithmetic, 1.72 billion parameters come to 28 GB for the
+learner, before activations: float32 parameters, a gradient and two moments of Adam. The learner
+needs a device of its own that holds them; a sampler holds its copy in bfloat16.
+
+A few updates on two CPU cores, with a random model of the same architecture:
+
+    python -m asympo_jax.tiny --family=qwen3 --out=runs/tiny/qwen3
+    python -m asympo_jax.train --config=configs/gsm8k_qwen3_1p7b.py:tiny --workdir=DIR
+"""
+
+from asympo_jax.config import default_config
+from asympo_jax.tiny_models import shrink
+
+
+def get_config(variant: str = ""):
+    if variant not in ("", "tiny"):
+        raise ValueError(f"the variant of this config is {variant!r}: must be 'tiny' or left out")
+    config = default_config()
+    config.num_updates = 200
+    config.prompts_per_update = 64
+    config.group_size = 8
+    config.lag = 8
+    config.objective.name = "asympo"
+    config.task.name = "gsm8k"
+    config.task.data_dir = "data/gsm8k"
+    config.task.max_prompt_tokens = 512
+    config.eval.num_prompts = 1319
+    config.task.tokenizer_dir = config.model.get_ref("hf_dir")
+    config.model.dtype = "bfloat16"
+    config.warmup.num_steps = 0
+    config.learner.platform = ""
+    config.learner.micro_batch = 8
+    config.learner.logp_chunk = 2048
+    config.sampler.platform = "cuda"
+    config.sampler.params_dtype = "bfloat16"
+    config.sampler.max_prompt_tokens = 512
+    config.sampler.max_response_tokens = 1024
+    config.sampler.segment = 512
+    config.optimizer.learning_rate = 1e-6
+    config.optimizer.warmup_updates = 10
+    config.optimizer.clip_norm = 1.0
+    config.eval.every_updates = 20
+    config.checkpoint.every_updates = 20
+    if variant == "tiny":
+        shrink(config, "qwen3")
+    return config

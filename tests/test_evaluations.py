@@ -1,0 +1,164 @@
+"""Evaluation during training: in a process of its own, of published snapshots, never in the way."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+
+import pytest
+from tiny_runs import Runner
+
+from asympo_jax.runtime.evaluations import Evaluation, EvaluationLog, EvaluatorEnded
+from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
+
+
+class Waiting:
+    """Evaluations that come in when a test says so."""
+
+    def __init__(self):
+        self.requested: list[tuple[int, bool]] = []
+        self.coming: list[Evaluation] = []
+
+    def request(self, version, params, greedily):
+        self.requested.append((version, greedily))
+
+    def finished(self, timeout_s=0.0):
+        coming, self.coming = self.coming, []
+        done = {one.version for one in coming}
+        self.requested = [one for one in self.requested if one[0] not in done]
+        return coming
+
+    def outstanding(self):
+        return [version for version, _ in self.requested]
+
+
+@pytest.fixture
+def writer(tmp_path):
+    writer = MetricsWriter(tmp_path, 0, tensorboard=False)
+    yield writer
+    writer.close()
+
+
+def make_log(evaluations, writer, max_waiting=2) -> EvaluationLog:
+    return EvaluationLog(evaluations, writer, lambda version, found: None, max_waiting)
+
+
+def test_an_evaluation_that_comes_in_late_belongs_to_its_update(writer, tmp_path):
+    evaluations = Waiting()
+    log = make_log(evaluations, writer)
+    for version in (1, 2, 3):
+        writer.write(version, {"reward/mean": float(version)})
+        if version == 1:
+            assert log.request(1, None)
+        assert not log.collect()
+    evaluations.coming = [Evaluation(1, {"eval/accuracy": 0.5})]
+    assert log.collect()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"update": 1, "reward/mean": 1.0, "eval/accuracy": 0.5},
+        {"update": 2, "reward/mean": 2.0},
+        {"update": 3, "reward/mean": 3.0},
+    ]
+
+
+def test_no_more_snapshots_are_kept_than_allowed(writer):
+    evaluations = Waiting()
+    log = make_log(evaluations, writer, max_waiting=2)
+    assert [log.request(version, None) for version in (0, 10, 20)] == [True, True, False]
+    assert evaluations.requested == [(0, True), (10, False)]
+    evaluations.coming = [Evaluation(0, {"eval/accuracy": 0.5})]
+    log.collect()
+    assert log.request(30, None)
+
+
+def test_the_last_evaluation_waits_for_all_and_gives_up_in_the_end(writer):
+    evaluations = Waiting()
+    log = make_log(evaluations, writer)
+    log.request(1, None)
+    evaluations.coming = [Evaluation(1, {"eval/accuracy": 0.25})]
+    checks = []
+
+    def answer_the_second_time():
+        checks.append(True)
+        evaluations.coming = [Evaluation(2, {"eval/accuracy": 0.75})]
+
+    found = log.last(2, None, 60.0, answer_the_second_time)
+    assert (found, len(checks)) == ({"eval/accuracy": 0.75}, 1)
+    with pytest.raises(EvaluatorEnded, match=r"runtime\.stall_s=1e-06"):
+        log.last(3, None, 1e-6, lambda: None)
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory) -> Runner:
+    return Runner(tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("snapshots"))
+
+
+FIELDS = {
+    "eval__process": True,
+    "eval__every_updates": 1,
+    "checkpoint__every_updates": 3,
+    "eval__max_waiting": 9,
+}
+
+
+@pytest.fixture(scope="module")
+def separate(runner, tmp_path_factory):
+    """A run that is evaluated in a process of its own, after every update."""
+    return runner.train(tmp_path_factory.mktemp("runs") / "separate", **FIELDS)
+
+
+def accuracies(metrics) -> dict[int, float]:
+    return {line["update"]: line["eval/accuracy"] for line in metrics if "eval/accuracy" in line}
+
+
+def test_the_process_finds_what_the_learner_would_have_found(separate, runner, tmp_path):
+    here = runner.train(tmp_path / "here", **{**FIELDS, "eval__process": False})
+    assert separate.sha == here.sha
+    assert set(accuracies(separate.metrics)) == set(range(7))
+    assert accuracies(separate.metrics) == accuracies(here.metrics)
+    assert all("time/evaluation_s" in line for line in separate.metrics)
+    for name in ("eval/accuracy", "eval/accuracy_greedy"):
+        assert separate.result[name] == here.result[name]
+        assert separate.metrics[-1][name] == separate.result[name]
+    assert not list(runner.snapshots.iterdir()), "snapshots are left behind"
+
+
+def test_a_resumed_run_makes_up_for_evaluations_that_were_lost(separate, runner):
+    path = separate.workdir / "metrics.jsonl"
+    before = accuracies(separate.metrics)
+    kept = [
+        line
+        for line in path.read_text().splitlines()
+        if not ("eval/accuracy" in line and json.loads(line)["update"] in (5, 6))
+    ]
+    path.write_text("\n".join(kept) + "\n")
+    again = runner.train(separate.workdir, num_updates=7, **FIELDS)
+    assert again.code == 0, again.stderr
+    after = accuracies(again.metrics)
+    assert {update: after[update] for update in range(7)} == before
+
+
+def evaluator_of(pid: int) -> int:
+    """Process id of the evaluator that a learner started."""
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(re.sub(r".*\) ", "", path.read_text()).split()[1])
+            words = (path.parent / "cmdline").read_text()
+        except OSError:
+            continue
+        if parent == pid and "asympo_jax.evaluate_snapshots" in words:
+            return int(path.parent.name)
+    raise AssertionError("no evaluator")
+
+
+def test_a_killed_evaluator_ends_the_run_with_one_sentence(runner, tmp_path):
+    run = runner.start(tmp_path / "run", num_updates=100_000, **FIELDS)
+    assert run.stderr is not None
+    for line in run.stderr:
+        if line.startswith("update"):
+            break
+    os.kill(evaluator_of(run.pid), signal.SIGKILL)
+    stderr = run.communicate(timeout=120)[1]
+    assert run.returncode == 1
+    assert stderr.splitlines()[-1].startswith("error: the evaluator ended with signal 9")
+    assert not list(runner.snapshots.iterdir())
