@@ -95,3 +95,8 @@ def scaled_weight(batch, factor=1.0):
 
 scaled = Objective("scaled", scaled_weight)
 divided = Objective("divided", scaled_weight, "constant", constant=7.0, kl_coefficient=0.1)
+
+
+def length_of_text(prompt, text):
+    """A reward that any response gets something of, and that differs within a group."""
+    return float(len(text) % 5)

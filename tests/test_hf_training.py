@@ -1,0 +1,203 @@
+"""From a Hugging Face directory through an asynchronous run to a Hugging Face directory."""
+
+import json
+import pathlib
+import runpy
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from tiny_runs import Runner
+
+from asympo_jax import models
+from asympo_jax.config import default_config, resolve
+from asympo_jax.experiment import build_parts
+from asympo_jax.runtime.snapshots import parameters_sha256, read_params
+from asympo_jax.tasks.gsm8k_prepare import main as prepare_gsm8k
+from asympo_jax.tiny_models import FAMILIES, write_tiny
+from asympo_jax.training import prepare
+
+PROBLEMS = [(f"Ann has {n} pears and buys {n + 1} more. How many?", 2 * n + 1) for n in range(9)]
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory) -> Runner:
+    return Runner(tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("snapshots"))
+
+
+@pytest.fixture(scope="module")
+def gsm8k(tmp_path_factory) -> pathlib.Path:
+    """Prepared records of made-up problems."""
+    raw = tmp_path_factory.mktemp("raw")
+    for split in ("train", "test"):
+        lines = [json.dumps({"question": q, "answer": f"So\n#### {a}"}) for q, a in PROBLEMS]
+        (raw / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    directory = tmp_path_factory.mktemp("gsm8k")
+    prepare_gsm8k([f"--raw={raw}", f"--data_dir={directory}"])
+    return directory
+
+
+def fields(hf_dir: pathlib.Path, gsm8k: pathlib.Path) -> dict[str, object]:
+    """Of a few asynchronous updates on GSM8K; the shape of the model is the directory's."""
+    names = ("num_layers", "width", "num_heads", "num_kv_heads", "head_width", "mlp_width")
+    defaults = default_config().model
+    return {
+        **{f"model__{name}": defaults[name] for name in names},
+        "model__hf_dir": hf_dir,
+        "task__name": "gsm8k",
+        "task__data_dir": gsm8k,
+        "task__tokenizer_dir": hf_dir,
+        "task__max_prompt_tokens": 256,
+        "sampler__max_prompt_tokens": 256,
+        "sampler__max_response_tokens": 8,
+        "learner__micro_batch": 4,
+        # Random models answer nothing right; so that there is something to learn, any does.
+        "reward__function": "tasks_for_tests:length_of_text",
+        "num_updates": 3,
+        "lag": 1,
+    }
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def trained(request, runner, gsm8k, tmp_path_factory):
+    """(Directory, finished run, exported directory) of a family."""
+    folder = tmp_path_factory.mktemp(request.param)
+    write_tiny(folder / "hf", request.param)
+    run = runner.train(folder / "run", **fields(folder / "hf", gsm8k))
+    assert run.code == 0, run.stderr
+    command = [sys.executable, "-m", "asympo_jax.export", f"--workdir={folder / 'run'}"]
+    done = runner.finish(folder / "run", [*command, f"--out={folder / 'out'}"])
+    assert done.code == 0, done.stderr
+    return folder / "hf", run, folder / "out"
+
+
+def test_a_run_goes_on_from_the_parameters_of_the_directory(trained):
+    hf_dir, run, out = trained
+    before, after = models.load(hf_dir), models.load(out)
+    assert after.config == before.config
+    assert parameters_sha256(after.params) == run.sha != parameters_sha256(before.params)
+    # Three updates at rate 3e-4: near, and not the same anywhere.
+    for name in ("embedding", "final_norm"):
+        old, new = (np.concatenate([np.ravel(x) for x in leaves(m, name)]) for m in (before, after))
+        assert 0 < np.abs(new - old).max() < 2e-3
+
+
+def leaves(model: models.Model, name: str) -> list[np.ndarray]:
+    part = model.params[name]
+    return [np.asarray(x) for x in part.values()] if isinstance(part, dict) else [np.asarray(part)]
+
+
+def test_what_is_exported_has_the_tokenizer_of_where_the_run_came_from(trained):
+    hf_dir, _, out = trained
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (out / name).read_bytes() == (hf_dir / name).read_bytes()
+
+
+def test_a_run_of_a_directory_is_resumed_from_its_checkpoint_alone(
+    trained, runner, gsm8k, tmp_path
+):
+    hf_dir, run, _ = trained
+    if "qwen3" not in str(hf_dir):
+        pytest.skip("one family shows it")
+    shutil.copytree(run.workdir, tmp_path / "run")
+    more = {**fields(hf_dir, gsm8k), "num_updates": 5}
+    resumed = runner.train(tmp_path / "run", **more)
+    whole = runner.train(tmp_path / "whole", **more)
+    assert "carries on from the checkpoint of update 3" in resumed.stderr
+    assert resumed.sha == whole.sha
+
+
+def test_samplers_get_bfloat16_if_that_is_asked_for(trained, runner, gsm8k, tmp_path):
+    hf_dir, _, _ = trained
+    if "qwen3" not in str(hf_dir):
+        pytest.skip("one family shows it")
+    half = {**fields(hf_dir, gsm8k), "sampler__params_dtype": "bfloat16", "num_updates": 100_000}
+    learner = runner.start(tmp_path / "run", **half)
+    assert learner.stderr is not None
+    for line in learner.stderr:
+        if line.startswith("update"):
+            break
+    (snapshots,) = runner.snapshots.glob("asympo-*")
+    dtypes = set()
+    for path in sorted(snapshots.glob("v*.safetensors"))[-1:]:
+        params, _ = read_params(path)
+        dtypes |= {str(params["embedding"].dtype)}
+    learner.terminate()
+    learner.communicate(timeout=120)
+    assert dtypes == {"bfloat16"}
+
+
+def config_of(hf_dir: object, gsm8k: pathlib.Path, **changes: object):
+    config = default_config()
+    given = {**fields(pathlib.Path("x"), gsm8k), "model__hf_dir": hf_dir, "warmup__num_steps": 0}
+    given |= {"task__tokenizer_dir": hf_dir, "eval__num_prompts": 8, "prompts_per_update": 4}
+    for name, value in (given | changes).items():
+        section, _, field = name.partition("__")
+        target = config[section] if field else config
+        with target.unlocked():
+            target[field or section] = str(value) if isinstance(value, pathlib.Path) else value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model__width": 32}, "model.width=32 with model.hf_dir="),
+        ({"model__qk_norm": True}, "model.qk_norm=True with model.hf_dir="),
+        ({"warmup__num_steps": 5}, "warmup.num_steps=5 with model.hf_dir="),
+    ],
+)
+def test_what_a_loaded_model_leaves_without_effect_is_refused(gsm8k, change, words):
+    with pytest.raises(ValueError) as refused:
+        resolve(config_of("hf", gsm8k, **change))
+    assert str(refused.value).startswith(words)
+
+
+def test_directories_that_cannot_be_loaded_are_refused_before_anything_starts(gsm8k, tmp_path):
+    write_tiny(tmp_path / "hf", "qwen3")
+
+    def refusal() -> str:
+        with pytest.raises(ValueError) as refused:
+            prepare(resolve(config_of(tmp_path / "hf", gsm8k)), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        return str(refused.value)
+
+    config_path = tmp_path / "hf" / "config.json"
+    original = json.loads(config_path.read_text())
+    config_path.write_text(json.dumps(original | {"vocab_size": 300}))
+    assert "has vocab_size=300, must be at least the" in refusal()
+    config_path.write_text(json.dumps(original | {"model_type": "gpt2"}))
+    assert refusal().startswith("model.hf_dir: ") and "model_type='gpt2'" in refusal()
+    config_path.write_text(json.dumps(original | {"num_hidden_layers": 3}))
+    assert "tensor 'model.layers.2." in refusal() and "is missing" in refusal()
+
+
+def test_a_model_may_have_more_rows_than_its_tokenizer_has_ids(gsm8k, tmp_path):
+    write_tiny(tmp_path / "hf", "llama3")
+    config = resolve(config_of(tmp_path / "hf", gsm8k))
+    parts = build_parts(config)
+    assert parts.model.vocab_size == 512
+    assert parts.model.rope_scaling is not None
+    known = json.loads((tmp_path / "hf" / "tokenizer.json").read_text())
+    assert len(known["model"]["vocab"]) < 512
+
+
+def test_config_files_of_real_models_have_a_tiny_variant_that_resolves(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for family in FAMILIES:
+        write_tiny(tmp_path / "runs" / "tiny" / family, family)
+    root = pathlib.Path(__file__).parents[1] / "configs"
+    found = sorted(p.stem for p in root.glob("*.py") if "shrink" in p.read_text())
+    assert found == [
+        "aspo_qwen2_1p5b", "gsm8k_qwen3_1p7b", "math_llama3p2_3b", "math_qwen3_1p7b",
+        "math_qwen3_4b",
+    ]  # fmt: skip
+    for name in found:
+        get_config = runpy.run_path(str(root / f"{name}.py"))["get_config"]
+        resolve(get_config())
+        tiny = resolve(get_config("tiny"))
+        if tiny.task_name == "math":
+            assert build_parts(tiny).task.num_train >= tiny.prompts_per_update
+        with pytest.raises(ValueError, match="must be 'tiny' or left out"):
+            get_config("small")
