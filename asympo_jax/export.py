@@ -1,7 +1,8 @@
 """Writes a checkpoint as a Hugging Face directory: `… export --workdir=DIR --out=HF_DIR`.
 
-Other engines and transformers load it. The tokenizer is not part of a run: `--like` names the
-directory whose tokenizer the run's task has, and its files are copied.
+Other engines and transformers load it. The tokenizer is not part of a run: its files are copied
+from the directory that the run's model came from (`model.hf_dir`), or from the one that `--like`
+names.
 """
 
 from absl import flags
@@ -16,7 +17,10 @@ _UPDATE = flags.DEFINE_integer(
 )
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the tensors.")
 _LIKE = flags.DEFINE_string(
-    "like", None, "Hugging Face directory whose tokenizer files and special tokens are taken."
+    "like",
+    None,
+    "Hugging Face directory whose tokenizer files and special tokens are taken; the run's "
+    "model.hf_dir if not given.",
 )
 
 
@@ -30,7 +34,7 @@ def main() -> None:
         models.save(
             models.Model(parts.model, state.params),
             out,
-            like=None if _LIKE.value is None else command.directory(_LIKE),
+            like=resolved.hf_dir if _LIKE.value is None else command.directory(_LIKE),
             dtype=_DTYPE.value,
             stop_ids=parts.task.tokenizer.stop_ids,
         )

@@ -14,6 +14,7 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import optax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -73,3 +74,10 @@ CHECKED_PACKAGES = [
 ]
 assert not any(name.startswith("asympo_jax.") for name in sys.modules)
 jaxtyping.install_import_hook(CHECKED_PACKAGES, "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def needs_torch() -> None:
+    """Skips where Hugging Face's code is not installed."""
+    for module in ("torch", "transformers"):
+        pytest.importorskip(module, reason="needs the extra [parity]")

@@ -102,7 +102,7 @@ def make_oracle(case: Case, seed: int) -> Any:
     import transformers
 
     torch.manual_seed(seed)
-    config = transformers.AutoConfig.for_model(case.family, **SIZES, **case.options)
+    config = transformers.AutoConfig.for_model(case.family, **(SIZES | case.options))
     oracle = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in oracle.named_parameters():

@@ -1,5 +1,6 @@
 """From a Hugging Face directory through an asynchronous run to a Hugging Face directory."""
 
+import dataclasses
 import json
 import pathlib
 import runpy
@@ -7,7 +8,9 @@ import shutil
 import sys
 
 import numpy as np
+import parity_cases
 import pytest
+from parity_cases import CASES
 from tiny_runs import Runner
 
 from asympo_jax import models
@@ -18,7 +21,10 @@ from asympo_jax.tasks.gsm8k_prepare import main as prepare_gsm8k
 from asympo_jax.tiny_models import FAMILIES, write_tiny
 from asympo_jax.training import prepare
 
-PROBLEMS = [(f"Ann has {n} pears and buys {n + 1} more. How many?", 2 * n + 1) for n in range(9)]
+
+def problem(name: str, n: int) -> dict[str, str]:
+    question = f"{name} has {n} pears and buys {n + 1} more. How many pears is that?"
+    return {"question": question, "answer": f"{n} + {n + 1} = {2 * n + 1}\n#### {2 * n + 1}"}
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +36,11 @@ def runner(tmp_path_factory) -> Runner:
 def gsm8k(tmp_path_factory) -> pathlib.Path:
     """Prepared records of made-up problems."""
     raw = tmp_path_factory.mktemp("raw")
-    for split in ("train", "test"):
-        lines = [json.dumps({"question": q, "answer": f"So\n#### {a}"}) for q, a in PROBLEMS]
+    for split, name in (("train", "Ann"), ("test", "Bo")):
+        lines = [json.dumps(problem(name, n)) for n in range(9)]
         (raw / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     directory = tmp_path_factory.mktemp("gsm8k")
-    prepare_gsm8k([f"--raw={raw}", f"--data_dir={directory}"])
+    assert not prepare_gsm8k([f"--raw={raw}", f"--data_dir={directory}"])
     return directory
 
 
@@ -72,6 +78,9 @@ def trained(request, runner, gsm8k, tmp_path_factory):
     return folder / "hf", run, folder / "out"
 
 
+one_family = pytest.mark.parametrize("trained", ["qwen3"], indirect=True)
+
+
 def test_a_run_goes_on_from_the_parameters_of_the_directory(trained):
     hf_dir, run, out = trained
     before, after = models.load(hf_dir), models.load(out)
@@ -94,12 +103,11 @@ def test_what_is_exported_has_the_tokenizer_of_where_the_run_came_from(trained):
         assert (out / name).read_bytes() == (hf_dir / name).read_bytes()
 
 
+@one_family
 def test_a_run_of_a_directory_is_resumed_from_its_checkpoint_alone(
     trained, runner, gsm8k, tmp_path
 ):
     hf_dir, run, _ = trained
-    if "qwen3" not in str(hf_dir):
-        pytest.skip("one family shows it")
     shutil.copytree(run.workdir, tmp_path / "run")
     more = {**fields(hf_dir, gsm8k), "num_updates": 5}
     resumed = runner.train(tmp_path / "run", **more)
@@ -108,10 +116,9 @@ def test_a_run_of_a_directory_is_resumed_from_its_checkpoint_alone(
     assert resumed.sha == whole.sha
 
 
+@one_family
 def test_samplers_get_bfloat16_if_that_is_asked_for(trained, runner, gsm8k, tmp_path):
     hf_dir, _, _ = trained
-    if "qwen3" not in str(hf_dir):
-        pytest.skip("one family shows it")
     half = {**fields(hf_dir, gsm8k), "sampler__params_dtype": "bfloat16", "num_updates": 100_000}
     learner = runner.start(tmp_path / "run", **half)
     assert learner.stderr is not None
@@ -201,3 +208,28 @@ def test_config_files_of_real_models_have_a_tiny_variant_that_resolves(tmp_path,
             assert build_parts(tiny).task.num_train >= tiny.prompts_per_update
         with pytest.raises(ValueError, match="must be 'tiny' or left out"):
             get_config("small")
+
+
+# Of torch and transformers, on which nothing here depends.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("needs_torch")
+@pytest.mark.parametrize("name", ["qwen2_tied", "qwen3_untied_sharded", "llama3_tied_old"])
+def test_transformers_agrees_before_and_after_training(name, runner, gsm8k, tmp_path):
+    hf_dir, out = tmp_path / "hf", tmp_path / "out"
+    case = CASES[name]
+    case = dataclasses.replace(case, options=case.options | {"vocab_size": 512})
+    parity_cases.write_oracle(case, parity_cases.make_oracle(case, seed=0), hf_dir)
+    write_tiny(tmp_path / "tiny", case.family.replace("llama", "llama3"))
+    for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copyfile(tmp_path / "tiny" / file, hf_dir / file)
+    run = runner.train(tmp_path / "run", **fields(hf_dir, gsm8k))
+    assert run.code == 0, run.stderr
+    command = [sys.executable, "-m", "asympo_jax.export", f"--workdir={tmp_path / 'run'}"]
+    assert runner.finish(tmp_path / "run", [*command, f"--out={out}"]).code == 0
+    logits = []
+    for directory in (hf_dir, out):
+        theirs = parity_cases.oracle_logits(parity_cases.load_oracle(directory))
+        ours = parity_cases.our_logits(models.load(directory))
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
+        logits.append(ours)
+    assert np.abs(logits[1] - logits[0]).max() > 1e-3, "training changed nothing"

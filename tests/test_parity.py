@@ -30,13 +30,6 @@ def test_the_stored_references_are_small_and_of_every_case():
     assert {path.name for path in STORED.iterdir()} == set(CASES)
 
 
-@pytest.fixture
-def needs_torch() -> None:
-    """Skips where Hugging Face's code is not installed."""
-    for module in ("torch", "transformers"):
-        pytest.importorskip(module, reason="needs the extra [parity]")
-
-
 # Of torch and transformers, on which nothing here depends.
 ignore_warnings = pytest.mark.filterwarnings("ignore")
 

@@ -321,9 +321,9 @@ def test_a_platform_that_is_not_there_is_told_in_a_sentence(runner, tmp_path):
     ],
 )
 def test_a_signal_ends_the_run_and_leaves_nothing_behind(runner, tmp_path, number, code, word):
-    process = runner.start(tmp_path / "run", num_updates=100_000)
+    process = runner.start(tmp_path / "run", num_updates=100_000, eval__process=True)
     wait_for(lambda: len(metrics_lines(tmp_path / "run")) > 3, process)
-    assert len(processes_about(tmp_path)) == 2
+    assert len(processes_about(tmp_path)) == 3, "learner, sampler, evaluator"
     process.send_signal(number)
     _, stderr = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == code
@@ -341,7 +341,7 @@ def test_a_signal_that_a_destructor_swallows_ends_the_run_all_the_same(runner, t
 
 
 def test_a_local_run_has_no_listening_socket(runner, tmp_path):
-    process = runner.start(tmp_path / "run", num_updates=100_000)
+    process = runner.start(tmp_path / "run", num_updates=100_000, eval__process=True)
     try:
         wait_for(lambda: len(metrics_lines(tmp_path / "run")) > 3, process)
         inodes = {name for pid in processes_about(tmp_path) for name in sockets_of(pid)}
