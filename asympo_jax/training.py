@@ -169,6 +169,7 @@ class _Run:
             progress = Progress(config.pacing.num_updates)
             log = EvaluationLog(evaluations, writer, progress.evaluated, config.eval.max_waiting)
             self._request_first(log, state, progress)
+            log.collect()
             state = self._learner(broker, checkpointer, writer, progress, log).run(state)
             self._save(checkpointer, broker, state)
             checkpointer.wait()

@@ -278,7 +278,7 @@ def test_the_checkpoint_of_another_config_is_never_carried_on(one_sampler, runne
 
 def test_a_damaged_checkpoint_is_named_in_one_sentence(one_sampler, runner, tmp_path):
     shutil.copytree(one_sampler.workdir, tmp_path / "run")
-    for damaged in ("run/metadata", "state/manifest.ocdbt"):
+    for damaged in ("run/metadata", "state/_METADATA"):
         (tmp_path / "run" / "checkpoints" / "6" / damaged).write_text("garbage")
     run = runner.train(tmp_path / "run", num_updates=7)
     assert run.code == 1
@@ -303,6 +303,14 @@ def test_samplers_on_a_platform_that_is_not_there_say_so(runner, tmp_path):
         "error: sampler 0: sampler.platform='tpu': jax finds no such device"
     )
     assert "Traceback" not in run.stderr
+
+
+def test_an_evaluator_on_a_platform_that_is_not_there_says_so(runner, tmp_path):
+    run = runner.train(tmp_path / "run", eval__platform="tpu", eval__process=True)
+    assert run.code == 1
+    assert run.error.startswith(
+        "error: the evaluator: eval.platform='tpu': jax finds no such device here"
+    )
 
 
 def test_a_platform_that_is_not_there_is_told_in_a_sentence(runner, tmp_path):

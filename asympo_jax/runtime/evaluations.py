@@ -121,6 +121,7 @@ class EvaluatorProcess(Evaluations):
         try:
             self._connection.send_bytes(wire.encode(message))
         except OSError as error:
+            self.finished()  # it may have told why
             raise EvaluatorEnded(self._end_words()) from error
         self._outstanding.append(version)
 
