@@ -1,8 +1,10 @@
 """Tasks that tests name by import path, as a user names theirs."""
 
 import os
+import pathlib
 import signal
 import sys
+import time
 
 import jax.numpy as jnp
 
@@ -100,3 +102,12 @@ divided = Objective("divided", scaled_weight, "constant", constant=7.0, kl_coeff
 def length_of_text(prompt, text):
     """A reward that any response gets something of, and that differs within a group."""
     return float(len(text) % 5)
+
+
+class HeldUp(Digits):
+    """Cannot tell what is right in an evaluation before a file is there."""
+
+    def correct(self, prompt, text):
+        while not pathlib.Path(os.environ["GO_FILE"]).exists():
+            time.sleep(0.01)
+        return super().correct(prompt, text)

@@ -7,7 +7,7 @@ import re
 import signal
 
 import pytest
-from tiny_runs import Runner
+from tiny_runs import TIMEOUT_S, Runner
 
 from asympo_jax.runtime.evaluations import Evaluation, EvaluationLog, EvaluatorEnded
 from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
@@ -136,6 +136,22 @@ def test_a_resumed_run_makes_up_for_evaluations_that_were_lost(separate, runner)
     assert again.code == 0, again.stderr
     after = accuracies(again.metrics)
     assert {update: after[update] for update in range(7)} == before
+
+
+def test_the_learner_does_not_wait_and_the_snapshots_do(runner, tmp_path, monkeypatch):
+    monkeypatch.setitem(runner.environment, "GO_FILE", str(tmp_path / "go"))
+    fields = {**FIELDS, "eval__max_waiting": 2, "task__name": "tasks_for_tests:HeldUp"}
+    run = runner.start(tmp_path / "run", **fields)
+    assert run.stderr is not None
+    for line in run.stderr:
+        if line.startswith("update    6/6"):
+            break
+    (tmp_path / "go").touch()
+    stderr = run.communicate(timeout=TIMEOUT_S)[1]
+    assert run.returncode == 0, stderr
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert set(accuracies(lines)) == {0, 1, 6}
+    assert [line.get("eval/left_out") for line in lines] == [None, 0, 1, 1, 1, 1, None]
 
 
 def evaluator_of(pid: int) -> int:

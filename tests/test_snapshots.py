@@ -61,11 +61,20 @@ def test_a_snapshot_with_one_flipped_bit_is_refused(store, tmp_path):
         store.read(1)
 
 
-def test_pruning_keeps_the_versions_from_the_given_one_on(store):
-    for version in range(5):
+def test_pruning_keeps_the_versions_from_the_given_one_on_and_those_needed(store):
+    for version in range(6):
         store.write(version, PARAMS)
-    store.prune(3)
-    assert store.versions() == [3, 4]
+    store.prune(4, needed=[1, 5])
+    assert store.versions() == [1, 4, 5]
+    store.prune(4)
+    assert store.versions() == [4, 5]
+
+
+def test_a_store_of_bfloat16_rounds_what_is_written(tmp_path):
+    store = SnapshotStore(tmp_path, "run", "bfloat16")
+    store.write(0, {"w": np.float32([1.0, 1.001])})
+    assert store.read(0)["w"].dtype == "bfloat16"
+    assert store.read(0)["w"].astype(np.float32).tolist() == [1.0, 1.0]
 
 
 def test_the_directory_is_private_and_goes_away(tmp_path):
