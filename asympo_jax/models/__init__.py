@@ -4,6 +4,13 @@ from asympo_jax.models.config import ModelConfig
 from asympo_jax.models.hf import Model, load, load_config, save
 from asympo_jax.models.hf import check as check_directory
 from asympo_jax.models.logprobs import token_logp
+from asympo_jax.models.lora import (
+    LoraConfig,
+    frozen_base,
+    init_adapters,
+    merge,
+    with_adapters,
+)
 from asympo_jax.models.rope import LinearScaling, Llama3Scaling
 from asympo_jax.models.transformer import (
     head_logits,
@@ -16,16 +23,21 @@ from asympo_jax.models.transformer import (
 __all__ = [
     "LinearScaling",
     "Llama3Scaling",
+    "LoraConfig",
     "Model",
     "ModelConfig",
     "check_directory",
+    "frozen_base",
     "head_logits",
     "head_matrix",
     "hidden_states",
+    "init_adapters",
     "init_params",
     "load",
     "load_config",
     "logits",
+    "merge",
     "save",
     "token_logp",
+    "with_adapters",
 ]

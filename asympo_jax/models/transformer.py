@@ -34,6 +34,21 @@ class RMSNorm(nn.Module):
         return (x32 * jax.lax.rsqrt(mean_square + self.epsilon) * broadcast_scale).astype(x.dtype)
 
 
+class Projection(nn.DenseGeneral):
+    """`x W + b`, and `s (x A) B` to it where the parameters have an adapter; see `lora`."""
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Projects the axes `axis` of `inputs`, which come last."""
+        out = super().__call__(inputs)
+        if not self.has_variable("params", "lora_a"):
+            return out
+        scale, a, b = (self.get_variable("params", f"lora_{name}") for name in ("scale", "a", "b"))
+        # Never `W + s A B`: in bfloat16 a small difference to W would be rounded away.
+        low_rank = jnp.tensordot(inputs, a.astype(out.dtype), a.ndim - 1)
+        return out + jnp.tensordot(low_rank, (scale * b).astype(out.dtype), 1)
+
+
 class Attention(nn.Module):
     """Grouped-query self-attention."""
 
@@ -46,9 +61,9 @@ class Attention(nn.Module):
         """Projects, rotates, attends, projects back."""
         config = self.config
 
-        def heads(name: str, num_heads: int) -> nn.DenseGeneral:
+        def heads(name: str, num_heads: int) -> Projection:
             shape = (num_heads, config.head_width)
-            return nn.DenseGeneral(shape, use_bias=config.qkv_bias, name=name, dtype=config.dtype)
+            return Projection(shape, use_bias=config.qkv_bias, name=name, dtype=config.dtype)
 
         q_BTNH = heads("query", config.num_heads)(x_BTD)
         k_BTKH = heads("key", config.num_kv_heads)(x_BTD)
@@ -59,7 +74,7 @@ class Attention(nn.Module):
         q_BTNH = rotate(q_BTNH, position_BT, config.rope_theta, config.rope_scaling)
         k_BTKH = rotate(k_BTKH, position_BT, config.rope_theta, config.rope_scaling)
         out_BTNH, cache = attend(q_BTNH, k_BTKH, v_BTKH, cache)
-        project = nn.DenseGeneral(
+        project = Projection(
             config.width, axis=(-2, -1), use_bias=False, name="out", dtype=config.dtype
         )
         return project(out_BTNH), cache
@@ -74,8 +89,8 @@ class Mlp(nn.Module):
     def __call__(self, x_BTD: Array) -> Array:
         """Applies the SwiGLU to every position."""
 
-        def dense(name: str, width: int) -> nn.Dense:
-            return nn.Dense(width, use_bias=False, name=name, dtype=self.config.dtype)
+        def dense(name: str, width: int) -> Projection:
+            return Projection(width, use_bias=False, name=name, dtype=self.config.dtype)
 
         gate_BTF = dense("gate", self.config.mlp_width)(x_BTD)
         up_BTF = dense("up", self.config.mlp_width)(x_BTD)
