@@ -11,7 +11,14 @@ from jaxtyping import Array, Float, Int
 
 from asympo_jax import objectives
 from asympo_jax.learning.micro_batches import mapped, summed_gradient
-from asympo_jax.models import ModelConfig, head_matrix, hidden_states, init_params, token_logp
+from asympo_jax.models import (
+    ModelConfig,
+    head_matrix,
+    hidden_states,
+    init_params,
+    token_logp,
+    with_adapters,
+)
 from asympo_jax.objectives.advantages import Center, Scale
 from asympo_jax.objectives.masked import masked_mean
 from asympo_jax.types import Batch
@@ -28,11 +35,12 @@ class TrainState:
     """Everything that an update changes, and what it compares with.
 
     Attributes:
-        params: float32 parameters of the decoder.
+        params: what is trained, float32: the decoder's parameters, or adapters on `base`.
         opt_state: the optimiser's.
         update: number of updates done, which is the version of `params`.
-        proximal: recent parameters, None unless the objective needs them.
-        reference: parameters of update 0, None unless the objective needs them.
+        proximal: recent `params`, None unless the objective needs them.
+        reference: `params` of update 0, None unless the objective needs them.
+        base: what no update changes, see `models.frozen_base`; None without adapters.
     """
 
     params: Any
@@ -40,6 +48,16 @@ class TrainState:
     update: Int[Array, ""]
     proximal: Any = None
     reference: Any = None
+    base: Any = None
+
+    @property
+    def policy(self) -> Any:
+        """The decoder's parameters, adapters in their places."""
+        return self.decoder(self.params)
+
+    def decoder(self, params: Any) -> Any:
+        """The decoder's parameters where those trained are `params`."""
+        return params if self.base is None else with_adapters(self.base, params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,19 +97,21 @@ def state_from_params(
     params: Any,
     optimizer: optax.GradientTransformation,
     needs: Collection[objectives.Need] = (),
+    base: Any = None,
 ) -> TrainState:
     """A state at update 0 with a fresh optimiser and the given parameters.
 
     Device arrays are not copied, so that the step, to which the state is donated, ends their life.
 
     Args:
-        params: parameters of the decoder.
+        params: parameters of the decoder, or adapters.
         optimizer: of the step.
         needs: of the objective: for which of `proximal` and `reference` parameters are kept.
+        base: what adapters are put on, else None.
     """
-    params = jax.tree.map(jnp.asarray, params)
+    params, base = jax.tree.map(jnp.asarray, (params, base))
     kept = {name: jax.tree.map(jnp.copy, params) for name in _KEPT if name in needs}
-    return TrainState(params, optimizer.init(params), jnp.int32(0), **kept)
+    return TrainState(params, optimizer.init(params), jnp.int32(0), base=base, **kept)
 
 
 def make_train_step(
@@ -111,7 +131,7 @@ def make_train_step(
         policy = _policy_batch(model, objective, config, state, batch)
         weight_BT = _weight_by_batch(objective, policy)
         gradient, logp_BT, entropy_BT = _gradient(
-            model, objective, config, state.params, batch.tokens_BT, policy, weight_BT
+            model, objective, config, state, batch.tokens_BT, policy, weight_BT
         )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -153,9 +173,7 @@ def make_sign_gradients(
             half = dataclasses.replace(
                 policy, advantage_B=jnp.where(keep_B, policy.advantage_B, 0.0)
             )
-            return _gradient(
-                model, loss_only, config, state.params, batch.tokens_BT, half, weight_BT
-            )[0]
+            return _gradient(model, loss_only, config, state, batch.tokens_BT, half, weight_BT)[0]
 
         positive, negative = part(policy.advantage_B > 0), part(policy.advantage_B < 0)
         norms = optax.tree.norm(positive), optax.tree.norm(negative)
@@ -191,7 +209,7 @@ def _policy_batch(
 
     def logp_under(params: Any) -> Array:
         return mapped(
-            lambda tokens_MT: _score(model, config, params, tokens_MT)[0],
+            lambda tokens_MT: _score(model, config, state.decoder(params), tokens_MT)[0],
             batch.tokens_BT,
             config.micro_batch,
         )
@@ -228,16 +246,16 @@ def _gradient(
     model: ModelConfig,
     objective: objectives.Objective,
     config: StepConfig,
-    params: Any,
+    state: TrainState,
     tokens_BT: Array,
     policy: objectives.PolicyBatch,
     weight_BT: Array | None,
 ) -> tuple[Any, Array, Array]:
-    """Gradient of the loss, and the log-probs and entropies of all tokens."""
+    """Gradient of the loss by `state.params`, and the log-probs and entropies of all tokens."""
 
     def loss_share(params: Any, rows: tuple[Array, Any, Array | None]) -> tuple[Array, Any]:
         tokens_MT, policy_M, weight_MT = rows
-        logp_MT, entropy_MT = _score(model, config, params, tokens_MT)
+        logp_MT, entropy_MT = _score(model, config, state.decoder(params), tokens_MT)
         policy_M = dataclasses.replace(policy_M, logp_BT=logp_MT, totals=policy.totals)
         if weight_MT is None:
             weight_MT = objectives.token_weight(objective, policy_M)
@@ -245,7 +263,7 @@ def _gradient(
 
     policy_rows = dataclasses.replace(policy, totals=None)  # what is not by row is not split
     gradient, _, (logp_BT, entropy_BT) = summed_gradient(
-        loss_share, params, (tokens_BT, policy_rows, weight_BT), config.micro_batch
+        loss_share, state.params, (tokens_BT, policy_rows, weight_BT), config.micro_batch
     )
     return gradient, logp_BT, entropy_BT
 

@@ -46,7 +46,8 @@ class Projection(nn.DenseGeneral):
         scale, a, b = (self.get_variable("params", f"lora_{name}") for name in ("scale", "a", "b"))
         # Never `W + s A B`: in bfloat16 a small difference to W would be rounded away.
         low_rank = jnp.tensordot(inputs, a.astype(out.dtype), a.ndim - 1)
-        return out + jnp.tensordot(low_rank, (scale * b).astype(out.dtype), 1)
+        scaled_b = (scale * b.astype(jnp.float32)).astype(out.dtype)
+        return out + jnp.tensordot(low_rank, scaled_b, 1)
 
 
 class Attention(nn.Module):
