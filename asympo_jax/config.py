@@ -15,7 +15,7 @@ import ml_collections
 from asympo_jax import objectives, schedule
 from asympo_jax.defaults import default_config
 from asympo_jax.learning import OptimizerConfig, WarmupConfig
-from asympo_jax.models import ModelConfig
+from asympo_jax.models import LoraConfig, ModelConfig
 from asympo_jax.sections import (
     CheckpointConfig,
     EvalConfig,
@@ -122,6 +122,7 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
         reward=_reward(config),
         model=model,
         hf_dir=hf_dir,
+        lora=LoraConfig(**config.lora.to_dict()),
         optimizer=OptimizerConfig(**config.optimizer.to_dict()),
         learner=LearnerConfig(**config.learner.to_dict()),
         sampler=sampler,

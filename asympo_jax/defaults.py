@@ -101,6 +101,7 @@ def default_config() -> ml_collections.ConfigDict:
             },
             "reward": {**_REWARD, "function": unset(str), "num_processes": unset(int)},
             "model": {**_MODEL, "hf_dir": unset(str)},
+            "lora": {"rank": 0, "alpha": unset(float), "targets": unset(str)},
             "optimizer": dict(_OPTIMIZER),
             "learner": dict(_LEARNER),
             "sampler": {**_SAMPLER, "prompts_per_lease": unset(int)},

@@ -8,7 +8,7 @@ import json
 
 from absl import flags
 
-from asympo_jax import command, experiment, workdirs
+from asympo_jax import command, experiment, states, workdirs
 from asympo_jax.config import resolve
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
@@ -27,9 +27,9 @@ def main() -> None:
         config.eval.samples_per_prompt = _SAMPLES.value
         resolved = resolve(config)
         parts = experiment.build_parts(resolved)
-        state = experiment.load_state(resolved, parts, workdir)
+        state = states.load_state(resolved, parts, workdir)
     evaluator = experiment.make_evaluator(resolved, parts)
-    greedy, sampled = evaluator.greedy(state.params), evaluator.sampled(state.params)
+    greedy, sampled = evaluator.greedy(state.policy), evaluator.sampled(state.policy)
     found = {
         "updates": int(state.update),
         "num_prompts": resolved.eval.num_prompts,

@@ -2,16 +2,11 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
 from asympo_jax import import_path, models
-from asympo_jax.learning import TrainState, init_state, make_optimizer
 from asympo_jax.models import ModelConfig
-from asympo_jax.runtime.checkpoint import Checkpointer
 from asympo_jax.runtime.reward_pool import RewardPool, RewardSource
 from asympo_jax.runtime.rewards import Grader
 from asympo_jax.runtime.sampler import Sampler
@@ -173,7 +168,7 @@ def make_sampler(config: ExperimentConfig, parts: Parts, store: SnapshotStore) -
         draw=_draw_params(config),
         pacing=config.pacing,
         seed=config.seed,
-        read_snapshot=store.read,
+        read_snapshot=store.read_policy,
     )
 
 
@@ -203,33 +198,6 @@ def make_evaluate(
         return found
 
     return evaluate
-
-
-def new_state(config: ExperimentConfig, parts: Parts) -> TrainState:
-    """A state with random parameters."""
-    optimizer = make_optimizer(config.optimizer)
-    return init_state(
-        parts.model, optimizer, jax.random.key(config.init_seed), config.objective.needs
-    )
-
-
-def load_state(
-    config: ExperimentConfig, parts: Parts, workdir: pathlib.Path, update: int | None = None
-) -> TrainState:
-    """The state in a run's newest checkpoint, or in that of an update.
-
-    Raises:
-        ValueError: there is none.
-    """
-    checkpointer = Checkpointer(workdir, config.checkpoint.keep)
-    updates = checkpointer.updates()
-    if not updates:
-        raise ValueError(f"workdir={workdir}: has no checkpoint")
-    if update is not None and update not in updates:
-        raise ValueError(f"update={update}: workdir={workdir} has checkpoints of {updates}")
-    state = checkpointer.state(new_state(config, parts), updates[-1] if update is None else update)
-    checkpointer.close()
-    return state
 
 
 def _draw_params(config: ExperimentConfig) -> DrawParams:

@@ -7,7 +7,7 @@ names.
 
 from absl import flags
 
-from asympo_jax import command, experiment, models, workdirs
+from asympo_jax import command, experiment, models, states, workdirs
 from asympo_jax.config import resolve
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
@@ -30,9 +30,9 @@ def main() -> None:
         workdir, out = command.directory(_WORKDIR), command.directory(_OUT)
         resolved = resolve(workdirs.read_config(workdir))
         parts = experiment.build_parts(resolved)
-        state = experiment.load_state(resolved, parts, workdir, _UPDATE.value)
+        state = states.load_state(resolved, parts, workdir, _UPDATE.value)
         models.save(
-            models.Model(parts.model, state.params),
+            models.Model(parts.model, models.merge(state.policy)),
             out,
             like=resolved.hf_dir if _LIKE.value is None else command.directory(_LIKE),
             dtype=_DTYPE.value,

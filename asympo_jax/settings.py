@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from asympo_jax.learning import OptimizerConfig, StepConfig, WarmupConfig
+from asympo_jax.models import LoraConfig
 from asympo_jax.objectives import Objective
 from asympo_jax.runtime.tickets import Pacing
 from asympo_jax.sections import (
@@ -38,6 +39,7 @@ class ExperimentConfig:
         model: fields of `ModelConfig`; the task's tokenizer gives `vocab_size`.
         hf_dir: Hugging Face directory that gives the shape and the initial parameters instead; of
             `model` only `dtype` counts then. None for random ones.
+        lora: adapters that are trained instead of the whole decoder.
         optimizer: of the learner.
         learner: its platform and memory.
         sampler: processes and draws.
@@ -65,6 +67,7 @@ class ExperimentConfig:
     reward: RewardConfig
     model: Mapping[str, Any]
     hf_dir: str | None
+    lora: LoraConfig
     optimizer: OptimizerConfig
     learner: LearnerConfig
     sampler: SamplerConfig

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import jax
 
-from asympo_jax import experiment, interrupts, workdirs
+from asympo_jax import experiment, interrupts, states, workdirs
 from asympo_jax.endings import Diverged, RunFailed
 from asympo_jax.initial import check_initial, initial_params
 from asympo_jax.learning import (
@@ -22,7 +22,6 @@ from asympo_jax.learning import (
     make_optimizer,
     make_sign_gradients,
     make_train_step,
-    state_from_params,
 )
 from asympo_jax.processes import Launcher
 from asympo_jax.progress import Progress
@@ -174,7 +173,7 @@ class _Run:
             self._save(checkpointer, broker, state)
             checkpointer.wait()
             after = log.last(
-                int(state.update), state.params, config.stall_s, interrupts.raise_if_received
+                int(state.update), state.policy, config.stall_s, interrupts.raise_if_received
             )
             return {
                 "objective": config.objective.name,
@@ -202,7 +201,7 @@ class _Run:
         """Asks for the evaluation before training, or for those that a resumed run still lacks."""
         update = int(state.update)
         if update == 0:
-            log.request(0, state.params)
+            log.request(0, state.policy)
             return
         progress.resume(update)
         known = {
@@ -212,13 +211,15 @@ class _Run:
         }
         for version in self.store.versions():
             if version not in known and self._cadence().is_evaluated(version):
-                log.request(version, self.store.read(version))
+                log.request(version, self.store.read_policy(version))
 
     def _first_state(self, checkpointer: Checkpointer, broker: Broker) -> TrainState:
         """The state to go on from; its snapshot, and those of its lag window, are written."""
         config, parts = self.config, self.parts
         if checkpointer.latest() is not None:
-            restored = checkpointer.restore(experiment.new_state(config, parts))
+            like = states.state_like(config, parts, self.workdir, checkpointer)
+            restored = checkpointer.restore(like)
+            self.store.write_base(restored.state.base)
             for version, params in restored.snapshots.items():
                 self.store.write(version, params)
             return restored.state
@@ -228,8 +229,8 @@ class _Run:
             broker.raise_if_closed()
 
         params = initial_params(config, parts, self.workdir, check)
-        optimizer = make_optimizer(config.optimizer)
-        state = state_from_params(params, optimizer, config.objective.needs)
+        state = states.first_state(config, parts, params)
+        self.store.write_base(state.base)
         self.store.write(0, state.params)
         return state
 

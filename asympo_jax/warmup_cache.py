@@ -1,5 +1,6 @@
 """The warm-up of a run, kept under a hash of everything that it depends on and made if missing."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -49,6 +50,13 @@ def warmed_up_params(
     directory.mkdir(parents=True, exist_ok=True)
     write_params(path, params)
     return params
+
+
+def kept_params(directory: pathlib.Path) -> Iterator[Any]:
+    """The parameters of every warm-up that is kept in `directory` and can be read."""
+    for path in sorted(directory.glob("*.safetensors")):
+        with contextlib.suppress(SnapshotRefused):
+            yield read_params(path)[0]
 
 
 def _warm_up(config: ExperimentConfig, parts: Parts, check: Callable[[], None]) -> Any:

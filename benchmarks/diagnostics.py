@@ -27,8 +27,15 @@ import numpy as np
 
 from asympo_jax.config import resolve
 from asympo_jax.defaults import default_config
-from asympo_jax.experiment import build_parts, new_state
-from asympo_jax.learning import make_batch, make_optimizer, make_sign_gradients, make_train_step
+from asympo_jax.experiment import build_parts
+from asympo_jax.learning import (
+    TrainState,
+    init_state,
+    make_batch,
+    make_optimizer,
+    make_sign_gradients,
+    make_train_step,
+)
 from asympo_jax.types import Batch, Group, StopReason
 
 OBJECTIVES = ("asympo", "grpo", "m2po", "decoupled_ppo")
@@ -79,13 +86,17 @@ def measure(objective: str, repeats: int, updates: int) -> dict[str, float]:
         state, metrics = step(state, batch)
         return state, {name: metrics[name] for name in GUARD}
 
+    def new_state() -> TrainState:
+        key = jax.random.key(config.init_seed)
+        return init_state(parts.model, optimizer, key, config.objective.needs)
+
     bare = jax.jit(guarded_step, donate_argnums=0)
     sides = {
-        "full": _Side(step, new_state(config, parts), batch, updates),
-        "bare": _Side(bare, new_state(config, parts), batch, updates),
+        "full": _Side(step, new_state(), batch, updates),
+        "bare": _Side(bare, new_state(), batch, updates),
         "sign": _Side(
             lambda state, batch: (state, by_sign(state, batch)),
-            new_state(config, parts), batch, updates,
+            new_state(), batch, updates,
         ),
     }  # fmt: skip
     for side in sides.values():

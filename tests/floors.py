@@ -24,6 +24,7 @@ ROOMS_OF_FLOOR = {
         "sections",
         "schedule",
         "settings",
+        "states",
         "experiment",
         "processes",
         "warmup_cache",

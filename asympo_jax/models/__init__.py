@@ -13,6 +13,7 @@ from asympo_jax.models.lora import (
 )
 from asympo_jax.models.rope import LinearScaling, Llama3Scaling
 from asympo_jax.models.transformer import (
+    Params,
     head_logits,
     head_matrix,
     hidden_states,
@@ -26,6 +27,7 @@ __all__ = [
     "LoraConfig",
     "Model",
     "ModelConfig",
+    "Params",
     "check_directory",
     "frozen_base",
     "head_logits",

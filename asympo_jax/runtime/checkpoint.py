@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 
 from asympo_jax.learning import TrainState
 from asympo_jax.runtime.ledger import Ledger
-from asympo_jax.runtime.snapshots import SnapshotStore
+from asympo_jax.runtime.snapshots import SnapshotStore, parameters_sha256
 
 
 class CheckpointRefused(ValueError):
@@ -28,7 +28,7 @@ class Restored:
     """What a checkpoint holds.
 
     Attributes:
-        state: parameters, optimiser, update count.
+        state: parameters, optimiser, update count; on the base that was given.
         ledger: every ticket's state; live ones wait again.
         run_id: identity of the run.
         snapshots: version -> parameters, the lag window.
@@ -56,11 +56,13 @@ class Checkpointer:
             options=options,
             item_names=("state", "snapshots", "run"),
         )
+        self._saved_base_sha256: str | None = None  # hashed once, no update changes it
 
     def save(self, state: TrainState, ledger: dict, run_id: str, store: SnapshotStore) -> None:
         """Saves after an update; returns when the arrays are copied, the files follow.
 
-        Nothing is saved twice: a run that was stopped after its last checkpoint has it already.
+        Nothing is saved twice: a run that was stopped after its last checkpoint has it already. Of
+        the base of adapters there is the hash alone, it can be made again.
 
         Raises:
             CheckpointRefused: it cannot be written.
@@ -69,13 +71,17 @@ class Checkpointer:
             return
         snapshots = {str(version): store.read(version) for version in store.versions()}
         update = int(state.update)
+        if state.base is not None and self._saved_base_sha256 is None:
+            self._saved_base_sha256 = parameters_sha256(state.base)
+        run = {"ledger": ledger, "run_id": run_id, "update": update}
+        run["base_sha256"] = self._saved_base_sha256
         with self._refusing(update, "written"):
             self._manager.save(
                 update,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(_as_tree(state)),
                     snapshots=ocp.args.StandardSave(snapshots),
-                    run=ocp.args.JsonSave({"ledger": ledger, "run_id": run_id, "update": update}),
+                    run=ocp.args.JsonSave(run),
                 ),
             )
 
@@ -89,9 +95,19 @@ class Checkpointer:
         if update is None:
             return None
         with self._refusing(update, "read"):
-            arguments = ocp.args.Composite(run=ocp.args.JsonRestore())
-            found = self._manager.restore(update, args=arguments)
-            return Ledger.from_json(found["run"]["ledger"])
+            return Ledger.from_json(self._run(update)["ledger"])
+
+    def base_sha256(self) -> str | None:
+        """Hash of the base of the adapters in the newest complete checkpoint, None without."""
+        update = self._manager.latest_step()
+        assert update is not None
+        with self._refusing(update, "read"):
+            return self._run(update).get("base_sha256")
+
+    def _run(self, update: int) -> dict[str, Any]:
+        """What a checkpoint holds besides arrays."""
+        arguments = ocp.args.Composite(run=ocp.args.JsonRestore())
+        return self._manager.restore(update, args=arguments)["run"]
 
     def updates(self) -> list[int]:
         """Updates of the complete checkpoints, ascending."""
@@ -101,7 +117,7 @@ class Checkpointer:
         """The state in the checkpoint of an update, without what else is in it.
 
         Args:
-            like: a state of the same shapes, whose values are ignored.
+            like: a state of the same shapes, whose values are ignored, but for its base.
             update: one of `updates`.
 
         Raises:
@@ -109,13 +125,14 @@ class Checkpointer:
         """
         arguments = ocp.args.Composite(state=_restoring(like))
         with self._refusing(update, "read"):
-            return TrainState(**self._manager.restore(update, args=arguments)["state"])
+            found = self._manager.restore(update, args=arguments)["state"]
+            return TrainState(**found, base=like.base)
 
     def restore(self, like: TrainState) -> Restored:
         """The newest complete checkpoint.
 
         Args:
-            like: a state of the same shapes, whose values are ignored.
+            like: a state of the same shapes, whose values are ignored, but for its base.
         """
         update = self._manager.latest_step()
         assert update is not None
@@ -130,7 +147,7 @@ class Checkpointer:
             )
             run = found["run"]
             return Restored(
-                state=TrainState(**found["state"]),
+                state=TrainState(**found["state"], base=like.base),
                 ledger=Ledger.from_json(run["ledger"]),
                 run_id=run["run_id"],
                 snapshots={int(version): tree for version, tree in found["snapshots"].items()},
@@ -174,6 +191,6 @@ def _restoring(like: TrainState) -> ocp.args.StandardRestore:
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
-    """The state as a plain tree of what it has."""
+    """The state as a plain tree of what it has, without its base."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {name: value for name, value in fields.items() if value is not None}
+    return {n: value for n, value in fields.items() if n != "base" and value is not None}

@@ -190,7 +190,7 @@ class EvaluatorLoop:
             except (EOFError, OSError):
                 return
             start = time.monotonic()
-            metrics = evaluate(store.read(request["version"]), request["greedily"])
+            metrics = evaluate(store.read_policy(request["version"]), request["greedily"])
             metrics["time/evaluation_s"] = time.monotonic() - start
             answer = {"type": "evaluated", "version": request["version"], "metrics": metrics}
             try:

@@ -127,7 +127,7 @@ class Learner:
             metrics |= meter.metrics()
             is_last = version == self.pacing.num_updates
             if self.cadence.is_evaluated(version) and not is_last:
-                metrics["eval/left_out"] = not self.evaluations.request(version, state.params)
+                metrics["eval/left_out"] = not self.evaluations.request(version, state.policy)
             self.writer.write(version, metrics, {"lag/histogram": lags_of(groups, update)})
             self.evaluations.collect()
             self.show(version, metrics)

@@ -21,6 +21,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from asympo_jax.models import with_adapters
+
 _RAM_DISK = pathlib.Path("/dev/shm")
 _PREFIX, _LOCK = "asympo-", "lock"
 
@@ -43,24 +45,40 @@ class SnapshotStore:
         self.directory = pathlib.Path(directory)
         self._run_id = run_id
         self._dtype = jnp.dtype(dtype)
+        self._has_base = False
+        self._base: Any = None
+
+    def write_base(self, base: Any) -> None:
+        """Publishes what all versions from now on are adapters on; None if they are not any."""
+        self._has_base = base is not None
+        if self._has_base:
+            self._write(None, base)
 
     def write(self, version: int, params: Any) -> None:
         """Publishes the parameters of a version; blocks until they are computed."""
-        params = jax.tree.map(self._converted, params)
-        write_params(self._path(version), params, run_id=self._run_id, version=str(version))
+        self._write(version, params, has_base=str(self._has_base))
 
     def read(self, version: int) -> Any:
-        """The parameters of a version, as NumPy arrays.
+        """The parameters of a version, as NumPy arrays: adapters alone if they have a base.
 
         Raises:
             SnapshotRefused: the file is missing, damaged, or of another run or version.
         """
-        params, metadata = read_params(self._path(version))
-        wanted = {"run_id": self._run_id, "version": str(version)}
-        found = {name: metadata.get(name) for name in wanted}
-        if found != wanted:
-            raise SnapshotRefused(f"{self._path(version)}: is {found}, wanted {wanted}")
-        return params
+        return self._read(version)[0]
+
+    def read_policy(self, version: int) -> Any:
+        """The decoder's parameters of a version; their base, if they have one, is read once.
+
+        Raises:
+            SnapshotRefused: a file is missing, damaged, or of another run or version.
+        """
+        params, metadata = self._read(version)
+        if metadata["has_base"] != str(True):
+            return params
+        if self._base is None:
+            # On the device, where it stays.
+            self._base = jax.tree.map(jnp.asarray, self._read(None)[0])
+        return with_adapters(self._base, params)
 
     def prune(self, oldest_kept: int, needed: Collection[int] = ()) -> None:
         """Deletes the snapshots before a version, but those that are needed."""
@@ -76,13 +94,29 @@ class SnapshotStore:
         """Deletes the directory."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _converted(self, array: Any) -> Any:
-        """The array in the store's type, made where the array is."""
-        return array if array.dtype == self._dtype else array.astype(self._dtype)
+    def _write(self, version: int | None, params: Any, **metadata: str) -> None:
+        """Writes the file of a version, or of the base if None, with its manifest."""
+        params = jax.tree.map(self._converted, params)
+        manifest = {"run_id": self._run_id, "version": str(version), **metadata}
+        write_params(self._path(version), params, **manifest)
 
-    def _path(self, version: int) -> pathlib.Path:
-        """The file of a version."""
-        return self.directory / f"v{version:08d}.safetensors"
+    def _read(self, version: int | None) -> tuple[Any, dict[str, str]]:
+        """The parameters and the manifest of a version, or of the base if None."""
+        params, metadata = read_params(self._path(version))
+        wanted = {"run_id": self._run_id, "version": str(version)}
+        found = {name: metadata.get(name) for name in wanted}
+        if found != wanted:
+            raise SnapshotRefused(f"{self._path(version)}: is {found}, wanted {wanted}")
+        return params, metadata
+
+    def _converted(self, array: Any) -> Any:
+        """The array in the store's type, made where the array is; the scale of adapters stays."""
+        return array if array.dtype == self._dtype or not array.ndim else array.astype(self._dtype)
+
+    def _path(self, version: int | None) -> pathlib.Path:
+        """The file of a version, or of the base if None."""
+        name = "base" if version is None else f"v{version:08d}"
+        return self.directory / f"{name}.safetensors"
 
 
 def make_snapshot_directory(parent: str | None, run_id: str) -> tuple[pathlib.Path, IO[str]]:
