@@ -2,7 +2,8 @@
 
 Other engines and transformers load it. The tokenizer is not part of a run: its files are copied
 from the directory that the run's model came from (`model.hf_dir`), or from the one that `--like`
-names.
+names. LoRA adapters are merged into the weights, or with `--adapters` written alone, in the form of
+the PEFT library.
 """
 
 from absl import flags
@@ -22,6 +23,7 @@ _LIKE = flags.DEFINE_string(
     "Hugging Face directory whose tokenizer files and special tokens are taken; the run's "
     "model.hf_dir if not given.",
 )
+_ADAPTERS = flags.DEFINE_bool("adapters", False, "Write a LoRA run's adapters alone, in float32.")
 
 
 def main() -> None:
@@ -30,15 +32,28 @@ def main() -> None:
         workdir, out = command.directory(_WORKDIR), command.directory(_OUT)
         resolved = resolve(workdirs.read_config(workdir))
         parts = experiment.build_parts(resolved)
+        if _ADAPTERS.value:
+            _check_adapters(resolved.lora)
         state = states.load_state(resolved, parts, workdir, _UPDATE.value)
-        models.save(
-            models.Model(parts.model, models.merge(state.policy)),
-            out,
-            like=resolved.hf_dir if _LIKE.value is None else command.directory(_LIKE),
-            dtype=_DTYPE.value,
-            stop_ids=parts.task.tokenizer.stop_ids,
-        )
+        if _ADAPTERS.value:
+            models.save_adapters(parts.model, resolved.lora, state.params, out, resolved.hf_dir)
+        else:
+            models.save(
+                models.Model(parts.model, models.merge(state.policy)),
+                out,
+                like=resolved.hf_dir if _LIKE.value is None else command.directory(_LIKE),
+                dtype=_DTYPE.value,
+                stop_ids=parts.task.tokenizer.stop_ids,
+            )
     command.tell(f"{out}: {workdir} after {int(state.update)} updates, {_DTYPE.value}\n")
+
+
+def _check_adapters(lora: models.LoraConfig) -> None:
+    """Refuses what `--adapters` does not go with."""
+    if not lora.rank:
+        raise ValueError("--adapters: the run has lora.rank=0 and no adapters, leave it out")
+    if _LIKE.value is not None or _DTYPE.value != "float32":
+        raise ValueError("--adapters: writes no tokenizer and float32, leave --like, --dtype out")
 
 
 if __name__ == "__main__":

@@ -17,12 +17,7 @@ import jax
 from asympo_jax import experiment, interrupts, states, workdirs
 from asympo_jax.endings import Diverged, RunFailed
 from asympo_jax.initial import check_initial, initial_params
-from asympo_jax.learning import (
-    TrainState,
-    make_optimizer,
-    make_sign_gradients,
-    make_train_step,
-)
+from asympo_jax.learning import TrainState, make_optimizer, make_sign_gradients, make_train_step
 from asympo_jax.processes import Launcher
 from asympo_jax.progress import Progress
 from asympo_jax.runtime import placement

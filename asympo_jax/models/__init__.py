@@ -1,7 +1,7 @@
 """One decoder for three families, its Hugging Face form, and log-probs without full logits."""
 
 from asympo_jax.models.config import ModelConfig
-from asympo_jax.models.hf import Model, load, load_config, save
+from asympo_jax.models.hf import Model, load, load_config, save, save_adapters
 from asympo_jax.models.hf import check as check_directory
 from asympo_jax.models.logprobs import token_logp
 from asympo_jax.models.lora import (
@@ -40,6 +40,7 @@ __all__ = [
     "logits",
     "merge",
     "save",
+    "save_adapters",
     "token_logp",
     "with_adapters",
 ]

@@ -34,20 +34,15 @@ class RMSNorm(nn.Module):
         return (x32 * jax.lax.rsqrt(mean_square + self.epsilon) * broadcast_scale).astype(x.dtype)
 
 
-class Projection(nn.DenseGeneral):
-    """`x W + b`, and `s (x A) B` to it where the parameters have an adapter; see `lora`."""
-
-    @nn.compact
-    def __call__(self, inputs: Array) -> Array:
-        """Projects the axes `axis` of `inputs`, which come last."""
-        out = super().__call__(inputs)
-        if not self.has_variable("params", "lora_a"):
-            return out
-        scale, a, b = (self.get_variable("params", f"lora_{name}") for name in ("scale", "a", "b"))
-        # Never `W + s A B`: in bfloat16 a small difference to W would be rounded away.
-        low_rank = jnp.tensordot(inputs, a.astype(out.dtype), a.ndim - 1)
-        scaled_b = (scale * b.astype(jnp.float32)).astype(out.dtype)
-        return out + jnp.tensordot(low_rank, scaled_b, 1)
+def _project(dense: nn.Dense | nn.DenseGeneral, x: Array) -> Array:
+    """`x W + b`, and `s (x A) B` to it where the layer's parameters have an adapter; see `lora`."""
+    out = dense(x)
+    if not dense.has_variable("params", "lora_a"):
+        return out
+    scale, a, b = (dense.get_variable("params", f"lora_{name}") for name in ("scale", "a", "b"))
+    # Never `W + s A B`: in bfloat16 a small difference to W would be rounded away.
+    low_rank = jnp.tensordot(x, a.astype(out.dtype), a.ndim - 1)
+    return out + jnp.tensordot(low_rank, (scale * b.astype(jnp.float32)).astype(out.dtype), 1)
 
 
 class Attention(nn.Module):
@@ -62,23 +57,24 @@ class Attention(nn.Module):
         """Projects, rotates, attends, projects back."""
         config = self.config
 
-        def heads(name: str, num_heads: int) -> Projection:
+        def heads(name: str, num_heads: int) -> Array:
             shape = (num_heads, config.head_width)
-            return Projection(shape, use_bias=config.qkv_bias, name=name, dtype=config.dtype)
+            dense = nn.DenseGeneral(shape, use_bias=config.qkv_bias, name=name, dtype=config.dtype)
+            return _project(dense, x_BTD)
 
-        q_BTNH = heads("query", config.num_heads)(x_BTD)
-        k_BTKH = heads("key", config.num_kv_heads)(x_BTD)
-        v_BTKH = heads("value", config.num_kv_heads)(x_BTD)
+        q_BTNH = heads("query", config.num_heads)
+        k_BTKH = heads("key", config.num_kv_heads)
+        v_BTKH = heads("value", config.num_kv_heads)
         if config.qk_norm:
             q_BTNH = RMSNorm(config.norm_epsilon, name="query_norm")(q_BTNH)
             k_BTKH = RMSNorm(config.norm_epsilon, name="key_norm")(k_BTKH)
         q_BTNH = rotate(q_BTNH, position_BT, config.rope_theta, config.rope_scaling)
         k_BTKH = rotate(k_BTKH, position_BT, config.rope_theta, config.rope_scaling)
         out_BTNH, cache = attend(q_BTNH, k_BTKH, v_BTKH, cache)
-        project = Projection(
+        dense = nn.DenseGeneral(
             config.width, axis=(-2, -1), use_bias=False, name="out", dtype=config.dtype
         )
-        return project(out_BTNH), cache
+        return _project(dense, out_BTNH), cache
 
 
 class Mlp(nn.Module):
@@ -90,12 +86,13 @@ class Mlp(nn.Module):
     def __call__(self, x_BTD: Array) -> Array:
         """Applies the SwiGLU to every position."""
 
-        def dense(name: str, width: int) -> Projection:
-            return Projection(width, use_bias=False, name=name, dtype=self.config.dtype)
+        def dense(name: str, width: int, x: Array) -> Array:
+            layer = nn.Dense(width, use_bias=False, name=name, dtype=self.config.dtype)
+            return _project(layer, x)
 
-        gate_BTF = dense("gate", self.config.mlp_width)(x_BTD)
-        up_BTF = dense("up", self.config.mlp_width)(x_BTD)
-        return dense("down", self.config.width)(nn.silu(gate_BTF) * up_BTF)
+        gate_BTF = dense("gate", self.config.mlp_width, x_BTD)
+        up_BTF = dense("up", self.config.mlp_width, x_BTD)
+        return dense("down", self.config.width, nn.silu(gate_BTF) * up_BTF)
 
 
 class Block(nn.Module):

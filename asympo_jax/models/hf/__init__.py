@@ -5,7 +5,8 @@ Tensors pass through host memory one by one, so that loading and saving need roo
 and one tensor more.
 """
 
+from asympo_jax.models.hf.adapters import save_adapters
 from asympo_jax.models.hf.loading import Model, check, load, load_config
 from asympo_jax.models.hf.saving import save
 
-__all__ = ["Model", "check", "load", "load_config", "save"]
+__all__ = ["Model", "check", "load", "load_config", "save", "save_adapters"]

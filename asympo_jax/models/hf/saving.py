@@ -1,11 +1,12 @@
 """A `Model` to a Hugging Face directory."""
 
+import contextlib
 import json
 import math
 import os
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -61,20 +62,31 @@ def save(
         ValueError: no family has such a decoder, a parameter is missing or misshapen, or
             `directory`, `like` or `dtype` cannot be used.
     """
-    directory = pathlib.Path(directory)
     kept = {} if like is None else _config_like(pathlib.Path(like), model.config)
     params = _checked_params(model)
     dtype = params["embedding"].dtype.name if dtype is None else dtype
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: must be one of {list(DTYPES)}")
     config = config_json.to_json(model.config, dtype, stop_ids, kept)
-    partial = _make_partial(directory)
-    try:
+    with writing(directory) as partial:
         _write_weights(partial, model.config, params, jnp.dtype(dtype), max_file_bytes)
         for name in _COPIED:
             if like is not None and (pathlib.Path(like) / name).is_file():
                 shutil.copyfile(pathlib.Path(like) / name, partial / name)
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def writing(directory: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """A new directory to be filled, which is renamed to `directory` at the end.
+
+    Raises:
+        ValueError: `directory` is not new or empty, or cannot be written.
+    """
+    directory = pathlib.Path(directory)
+    partial = _make_partial(directory)
+    try:
+        yield partial
         os.replace(partial, directory)
     except OSError as error:
         raise ValueError(f"{directory}: cannot be written ({error})") from error
