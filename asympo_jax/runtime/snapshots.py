@@ -155,7 +155,8 @@ def write_params(path: pathlib.Path, params: Any, **metadata: str) -> None:
     Raises:
         SnapshotRefused: it cannot be written.
     """
-    flat = {name: np.ascontiguousarray(array) for name, array in flatten_params(params).items()}
+    # Not ascontiguousarray, which makes a vector of a scalar.
+    flat = {name: np.asarray(x, order="C") for name, x in flatten_params(params).items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         safetensors.numpy.save_file(flat, partial, {"checksum": _checksum(flat), **metadata})
