@@ -504,9 +504,14 @@ def test_adapters_on_another_or_a_missing_base_are_refused_in_a_sentence(
     loaded(tmp_path / "run")
 
 
-def test_adapters_of_a_run_without_any_are_not_exported(runner, runs, tmp_path):
-    plain = {name: value for name, value in FIELDS.items() if not name.startswith("lora")}
-    run = runner.train(runs / "plain", **{**plain, "num_updates": 1, "runtime__name": "sync"})
-    command = [sys.executable, "-m", "asympo_jax.export", f"--workdir={run.workdir}"]
+def test_adapters_of_a_run_without_any_are_not_exported(one_sampler, runner, tmp_path):
+    config = json.loads((one_sampler.workdir / "config.json").read_text())
+    config["lora"] = {"rank": 0, "alpha": None, "targets": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "asympo_jax.export", f"--workdir={tmp_path}"]
     done = runner.finish(tmp_path, [*command, f"--out={tmp_path / 'out'}", "--adapters"])
     assert done.code == 2 and "lora.rank=0" in done.error
+    command[-1] = f"--workdir={one_sampler.workdir}"
+    flags = [f"--out={tmp_path / 'out'}", "--adapters", "--dtype=bfloat16"]
+    done = runner.finish(tmp_path, [*command, *flags])
+    assert done.code == 2 and "leave --like, --dtype out" in done.error
