@@ -104,10 +104,10 @@ def table(summary: Mapping[str, Any]) -> str:
             f"  {failed} gradings failed and count as wrong: {grading['timeouts']} took too long, "
             f"in {grading['deaths']} the process died"
         )
-    compiled = "compilation included" if generation["has_compilation"] else "without compilation"
+    compiled = "including compilation" if generation["has_compilation"] else "no compilation"
     lines += [
         f"  {generation['tokens_per_s']:.0f} tokens/s, {generation['responses_per_s']:.1f} "
-        f"responses/s on {summary['device']['kind']}, {compiled} and grading",
+        f"responses/s on {summary['device']['kind']} ({compiled}, no grading)",
         f"  {generation['mean_tokens']:.1f} tokens a response, {generation['truncated_share']:.1%} "
         f"of {generation['responses']} truncated at {sampling['max_response_tokens']}",
     ]

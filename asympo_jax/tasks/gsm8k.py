@@ -113,8 +113,7 @@ class Gsm8k(Task):
 
     def answer(self, text: str) -> str | None:
         """The number after the last `####` in lowest terms, so that `0.5` and `1/2` are one."""
-        number = grading.parse_number(grading.final_answer(text) or "")
-        return None if number is None else str(number)
+        return grading.vote(text)
 
     def demonstration(self, index: int) -> tuple[str, str]:
         """A training prompt and the solution of a person; every num_train indices show each once.
