@@ -178,7 +178,12 @@ def test_a_response_depends_on_seed_prompt_and_place_alone(found, hf_dir, tmp_pa
 
 
 def test_what_is_asked_for_goes_before_the_config(hf_dir, tmp_path):
-    config = config_of(sampler__top_k=3, sampler__temperature=0.5)
+    config = config_of(
+        sampler__top_k=3,
+        sampler__temperature=0.5,
+        task__name="tasks_for_tests:WithoutDemonstrations",
+        warmup__num_steps=5,  # nothing is trained
+    )
     request = Request(
         hf_dir=hf_dir, config=config, out=tmp_path, num_prompts=1, temperature=1.5, top_p=0.9
     )
@@ -204,6 +209,7 @@ def test_temperature_0_is_greedy_alone(found, hf_dir, tmp_path):
     )
     summary = evaluation.prepare(request).run()
     assert list(summary["estimates"]) == ["greedy"] and "eval/accuracy" not in summary
+    assert (summary["samples_per_prompt"], summary["sampling"]["temperature"]) == (1, 0.0)
     problems = read(tmp_path)[1]
     assert [p["greedy"] for p in problems] == [p["greedy"] for p in found[1]]
     assert all(problem["responses"] == [] for problem in problems)
@@ -253,7 +259,7 @@ def test_a_decoder_with_its_own_tokenizer_answers_a_task_without_votes(tmp_path)
     models.save(models.Model(config, params_of(config)), hf_dir)
     request = Request(
         hf_dir=hf_dir,
-        config=config_of(sampler__max_prompt_tokens=400, warmup__num_steps=390, **options),
+        config=config_of(sampler__max_prompt_tokens=400, **options),
         out=tmp_path / "out",
         samples=2,
     )
