@@ -92,6 +92,7 @@ class Request:
 
     def experiment(self) -> ml_collections.ConfigDict:
         """The config of the run or the one given, with what is asked for otherwise."""
+        config: Any
         if self.workdir is not None:
             config = workdirs.read_config(self.workdir)
         else:

@@ -40,10 +40,12 @@ def findings(greedy: Sequence[Chunk], sampled: Sequence[Chunk]) -> dict[str, Any
         sampled: k responses to each; none where only greedy ones were asked for.
     """
     value_P_of = {"greedy": estimates.avg(_correct_PK(greedy))}
+    metric_of = {"greedy": "eval/accuracy_greedy"}
     if sampled:
         correct_PK = _correct_PK(sampled)
         k = correct_PK.shape[1]
         value_P_of[f"avg@{k}"] = estimates.avg(correct_PK)
+        metric_of[f"avg@{k}"] = "eval/accuracy"
         for size in estimates.sizes(k):
             value_P_of[f"pass@{size}"] = estimates.pass_at(correct_PK, size)
         votes = _votes(sampled)
@@ -53,9 +55,8 @@ def findings(greedy: Sequence[Chunk], sampled: Sequence[Chunk]) -> dict[str, Any
         name: {field: _finite(number) for field, number in dataclasses.asdict(estimate).items()}
         for name, estimate in estimates.estimate(value_P_of).items()
     }
-    names = {"greedy": "eval/accuracy_greedy"} | ({f"avg@{k}": "eval/accuracy"} if sampled else {})
     return {
-        **{metric: found[name]["mean"] for name, metric in names.items()},
+        **{metric: found[name]["mean"] for name, metric in metric_of.items()},
         "estimates": found,
         "has_votes": _votes(greedy) is not None,
         "generation": _generation(sampled or greedy),

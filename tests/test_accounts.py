@@ -119,13 +119,13 @@ def test_progress_prints_a_line_every_few_seconds_only(capsys):
 
 def test_a_count_says_what_is_left_every_few_seconds_and_how_long_it_took(capsys):
     clock = Clock()
-    count = Count("sampled", 300, clock=clock)
-    for done in range(1, 301):
+    count = Count("sampled", 298, clock=clock)
+    for done in range(1, 299):
         clock.now += 0.5
         count.show(done)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "sampled    6/300 prompts · 2 min 27 s left"
-    assert lines[-2:] == ["sampled  294/300 prompts · 3 s left", "sampled  300/300 prompts · 150 s"]
+    assert lines[0] == "sampled    6/298 prompts · 2 min 26 s left"
+    assert lines[-2:] == ["sampled  294/298 prompts · 2 s left", "sampled  298/298 prompts · 149 s"]
     assert len(lines) == 50
 
 

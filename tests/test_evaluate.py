@@ -23,7 +23,7 @@ from asympo_jax.tasks.arithmetic import Arithmetic
 from asympo_jax.tasks.countdown import Countdown
 from asympo_jax.types import Prompt, StopReason
 
-TINY_SHAPE = {"num_layers": 1, "width": 16, "num_heads": 2, "num_kv_heads": 1}
+TINY_SHAPE: dict[str, Any] = {"num_layers": 1, "width": 16, "num_heads": 2, "num_kv_heads": 1}
 TINY_SHAPE |= {"head_width": 8, "mlp_width": 16}
 
 
@@ -57,7 +57,7 @@ def save_decoder(folder: pathlib.Path, tokenizer, **fields) -> pathlib.Path:
     return folder
 
 
-def config_of(**fields):
+def config_of(**fields) -> Any:
     """The config of tiny runs; double underscores in names stand for dots."""
     config = default_config()
     fields = {name.replace("__", "."): value for name, value in fields.items()}
@@ -165,7 +165,7 @@ def test_it_says_what_would_repeat_it(found, hf_dir):
 
 
 def test_a_response_depends_on_seed_prompt_and_place_alone(found, hf_dir, tmp_path):
-    asked = {"samples": 1, "num_prompts": 3}
+    asked: dict[str, Any] = {"samples": 1, "num_prompts": 3}
     for seed in (0, 1):
         out = tmp_path / str(seed)
         request = Request(hf_dir=hf_dir, config=config_of(), out=out, seed=seed, **asked)
