@@ -36,9 +36,22 @@ def define_config_flag(help_text: str = _CONFIG_HELP) -> flags.FlagHolder:
     return config_flags.DEFINE_config_file(_CONFIG_FLAG, None, help_text)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags, calls `main`, and ends the process with its exit code."""
-    app.run(lambda _: _guard(main), flags_parser=_parse)
+def config_is_given() -> bool:
+    """Whether the command line names a config or sets a field of one."""
+    return any(re.match(rf"--?{_CONFIG_FLAG}(=|\.|$)", argument) for argument in sys.argv[1:])
+
+
+_GOES_ON = "the same command carries on from the last checkpoint"
+
+
+def run(main: Callable[[], None], advice: str = _GOES_ON) -> None:
+    """Parses the flags, calls `main`, and ends the process with its exit code.
+
+    Args:
+        main: the program.
+        advice: to the person who stopped it.
+    """
+    app.run(lambda _: _guard(main, advice), flags_parser=_parse)
 
 
 @contextlib.contextmanager
@@ -74,7 +87,7 @@ def _end(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _guard(main: Callable[[], None]) -> None:
+def _guard(main: Callable[[], None], advice: str) -> None:
     """Turns what broke a run into a sentence and an exit code."""
     interrupts.install()
     try:
@@ -82,9 +95,9 @@ def _guard(main: Callable[[], None]) -> None:
     except RunFailed as error:
         _end(str(error), error.exit_code)
     except interrupts.Terminated:
-        _end("terminated; the same command carries on from the last checkpoint", TERMINATED)
+        _end(f"terminated; {advice}", TERMINATED)
     except KeyboardInterrupt:
-        _end("interrupted; the same command carries on from the last checkpoint", INTERRUPTED)
+        _end(f"interrupted; {advice}", INTERRUPTED)
 
 
 def _parse(arguments: list[str]) -> list[str]:

@@ -1,53 +1,47 @@
-"""Evaluates the newest checkpoint of a run: `python -m asympo_jax.evaluate --workdir=DIR`.
+"""Evaluates a checkpoint of a run, or a Hugging Face directory, on held-out prompts.
 
-Prints greedy accuracy and avg@k of sampled responses on held-out prompts, each with its standard
-error over prompts, and writes them to DIR/evaluation.json.
+    python -m asympo_jax.evaluate --workdir=DIR [--update=U]
+    python -m asympo_jax.evaluate --hf_dir=HF_DIR --config=FILE [--config.FIELD=VALUE] --out=DIR
+
+Prints greedy accuracy, avg@k, pass@j and maj@k with 95 % intervals over prompts, and writes
+evaluation.json, and evaluation.jsonl with every response, to --out or the run's directory.
 """
 
-import json
+from typing import Any
 
 from absl import flags
 
-from asympo_jax import command, experiment, states, workdirs
-from asympo_jax.config import resolve
+from asympo_jax import command, evaluation, evaluation_report
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-_PROMPTS = flags.DEFINE_integer(
-    "num_prompts", None, "Held-out prompts; the config's if not given.", lower_bound=1
+_CONFIG = command.define_config_flag("With --hf_dir: the config that names the task and lengths.")
+flags.declare_key_flag("config")
+_PATHS = (
+    flags.DEFINE_string("workdir", None, "Directory of a run, or give --hf_dir."),
+    flags.DEFINE_string("hf_dir", None, "Hugging Face directory; its config.json says the shape."),
+    flags.DEFINE_string("out", None, "Directory to write to; --workdir if not given."),
 )
-_SAMPLES = flags.DEFINE_integer("samples", 4, "Responses a prompt, the k of avg@k.", lower_bound=1)
+_OTHERS = (
+    flags.DEFINE_enum("platform", None, ["cpu", "cuda", "tpu"], "Of jax; the config's by default."),
+    flags.DEFINE_integer("update", None, "Of the checkpoint; the newest by default.", 0),
+    flags.DEFINE_integer("num_prompts", None, "The config's by default.", 1),
+    flags.DEFINE_integer("samples", None, "Responses a prompt, k; 4 by default.", 1),
+    flags.DEFINE_float("temperature", None, "The config's by default; 0 is greedy alone."),
+    flags.DEFINE_integer("top_k", None, "The config's by default."),
+    flags.DEFINE_float("top_p", None, "The config's by default."),
+    flags.DEFINE_integer("seed", 0, "Of the draws; 0 draws as training does.", 0, 2**32 - 1),
+    flags.DEFINE_integer("max_rows", 512, "Responses worked at once.", 1),
+)
 
 
 def main() -> None:
-    """Loads the parameters, samples, grades, prints."""
+    """Loads the parameters, samples, grades, writes, prints."""
     with command.refusals():
-        workdir = command.directory(_WORKDIR)
-        config = workdirs.read_config(workdir)
-        config.eval.num_prompts = _PROMPTS.value or config.eval.num_prompts
-        config.eval.samples_per_prompt = _SAMPLES.value
-        resolved = resolve(config)
-        parts = experiment.build_parts(resolved)
-        state = states.load_state(resolved, parts, workdir)
-    evaluator = experiment.make_evaluator(resolved, parts)
-    greedy, sampled = evaluator.greedy(state.policy), evaluator.sampled(state.policy)
-    found = {
-        "updates": int(state.update),
-        "num_prompts": resolved.eval.num_prompts,
-        "samples_per_prompt": _SAMPLES.value,
-        "eval/accuracy_greedy": greedy.mean,
-        "eval/accuracy_greedy_standard_error": greedy.standard_error,
-        "eval/accuracy": sampled.mean,
-        "eval/accuracy_standard_error": sampled.standard_error,
-    }
-    (workdir / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n")
-    command.tell(
-        f"{workdir} after {found['updates']} updates, "
-        f"{resolved.eval.num_prompts} held-out prompts\n"
-        f"  greedy    {greedy.mean:.3f} ± {greedy.standard_error:.3f}\n"
-        f"  avg@{_SAMPLES.value:<4d} {sampled.mean:.3f} ± {sampled.standard_error:.3f}"
-        f"  (sampled at temperature {resolved.sampler.temperature:g})\n"
-    )
+        fields: dict[str, Any] = {flag.name: flag.value for flag in _OTHERS}
+        fields |= {flag.name: command.directory(flag) for flag in _PATHS if flag.present}
+        config = _CONFIG.value if "hf_dir" in fields or command.config_is_given() else None
+        prepared = evaluation.prepare(evaluation.Request(config=config, **fields))
+    command.tell(evaluation_report.table(prepared.run()))
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, advice="nothing was written")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from asympo_jax import import_path, models
+from asympo_jax.hf_tokenizer import HfTokenizer
 from asympo_jax.models import ModelConfig
 from asympo_jax.runtime.reward_pool import RewardPool, RewardSource
 from asympo_jax.runtime.rewards import Grader
@@ -95,12 +96,16 @@ def _make_model(config: ExperimentConfig, task: Task) -> ModelConfig:
         model = models.load_config(config.hf_dir, config.model["dtype"])
     except ValueError as error:
         raise ValueError(f"model.hf_dir: {error}") from error
-    if model.vocab_size < num_ids:
-        raise ValueError(
-            f"model.hf_dir={config.hf_dir!r}: has vocab_size={model.vocab_size}, must be at least "
-            f"the {num_ids} ids of the task's tokenizer; is task.tokenizer_dir that of the model?"
-        )
-    return model
+    # A decoder can have rows for more ids than a tokenizer of its kind knows.
+    if model.vocab_size == num_ids:
+        return model
+    if model.vocab_size > num_ids and isinstance(task.tokenizer, HfTokenizer):
+        return model
+    raise ValueError(
+        f"model.hf_dir={config.hf_dir!r}: its decoder has {model.vocab_size} token ids, the "
+        f"tokenizer of task {config.task_name!r} has {num_ids}; task.tokenizer_dir names the "
+        "tokenizer of a decoder"
+    )
 
 
 def _make_pool(config: ExperimentConfig, task: Task) -> RewardPool | None:

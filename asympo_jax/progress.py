@@ -67,9 +67,44 @@ class Progress:
             return "done"
         if not done:
             return "time left unknown"
-        left_s = (now - self._first[0]) / done * (self._num_updates - update)
-        minutes, seconds = divmod(round(left_s), 60)
-        return f"{minutes} min {seconds:02d} s left" if minutes else f"{seconds} s left"
+        return time_left((now - self._first[0]) / done * (self._num_updates - update))
+
+
+class Count:
+    """Prints lines like `sampled 128/512 prompts · 45 s left`.
+
+    Args:
+        what: is counted, before the numbers.
+        total: of them.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, what: str, total: int, clock: Callable[[], float] = time.monotonic):
+        """Nothing is printed yet; the time starts."""
+        self._what = what
+        self._total = total
+        self._clock = clock
+        self._start = self._printed_at = clock()
+
+    def show(self, done: int) -> None:
+        """Shows how many are done, unless a line was printed just before; the end always."""
+        now = self._clock()
+        if now - self._printed_at < _SECONDS_BETWEEN_LINES and done != self._total:
+            return
+        self._printed_at = now
+        spent_s = now - self._start
+        words = (
+            f"{spent_s:.0f} s"
+            if done == self._total
+            else time_left(spent_s / done * (self._total - done))
+        )
+        say(f"{self._what} {done:4d}/{self._total} prompts · {words}")
+
+
+def time_left(left_s: float) -> str:
+    """Seconds that are left as words."""
+    minutes, seconds = divmod(round(left_s), 60)
+    return f"{minutes} min {seconds:02d} s left" if minutes else f"{seconds} s left"
 
 
 def who_waits(learner: float, sampler: float) -> str:

@@ -34,6 +34,8 @@ ROOMS_OF_FLOOR = {
         "interrupts",
         "endings",
         "training",
+        "evaluation",
+        "evaluation_report",
         "report",
         "laboratory",
         "sweep_config",

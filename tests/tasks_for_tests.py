@@ -38,6 +38,24 @@ class RaisesInEvaluation(Digits):
         raise RuntimeError("the grader fell over")
 
 
+class FailsOnSome(Digits):
+    """Grading is late where a response starts with 3, and dies where with 7."""
+
+    grades_in_pool = True
+
+    def correct(self, prompt, text):
+        if text.startswith("3"):
+            raise TimeoutError
+        if text.startswith("7"):
+            os._exit(3)
+        return super().correct(prompt, text)
+
+
+class AnswersNumbers(Digits):
+    def answer(self, text):
+        return 7
+
+
 class NanInSampler(Digits):
     def reward(self, prompt, text):
         return float("nan") if in_sampler() else super().reward(prompt, text)

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from asympo_jax.progress import Progress, say
+from asympo_jax.progress import Count, Progress, say
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.leases import SamplingTotals
 from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
@@ -115,6 +115,18 @@ def test_progress_prints_a_line_every_few_seconds_only(capsys):
         clock.now += 0.1
         progress.update(update, metrics)
     assert len(capsys.readouterr().err.splitlines()) == 4
+
+
+def test_a_count_says_what_is_left_every_few_seconds_and_how_long_it_took(capsys):
+    clock = Clock()
+    count = Count("sampled", 298, clock=clock)
+    for done in range(1, 299):
+        clock.now += 0.5
+        count.show(done)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "sampled    6/298 prompts · 2 min 26 s left"
+    assert lines[-2:] == ["sampled  294/298 prompts · 2 s left", "sampled  298/298 prompts · 149 s"]
+    assert len(lines) == 50
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e39, None, "1", [1.0]])

@@ -205,3 +205,18 @@ def test_a_decimal_and_its_fraction_are_one_answer(value):
     assert grading.parse_number(f"{value:f}") == exact
     assert grading.parse_number(f"{value:,f}") == exact
     assert grading.grade_number(f"#### {exact.numerator}/{exact.denominator}", f"{value:f}") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("#### 0.50", "1/2"),
+        ("#### 1/2\n", "1/2"),
+        ("#### $1,000.", "1000"),
+        ("12", None),
+        ("#### five", None),
+        ("####", None),
+    ],
+)
+def test_equal_numbers_vote_together_and_what_is_no_number_does_not_vote(text, key):
+    assert grading.vote(text) == key

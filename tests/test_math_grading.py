@@ -117,3 +117,18 @@ def test_equal_texts_and_numbers_need_no_library(monkeypatch):
     assert math_grading.grade_latex("\\boxed{1,000.0}", "1000") == 1.0
     assert math_grading.grade_latex("\\boxed{3}", "2") == 0.0
     assert math_grading.grade_latex("\\boxed{}", "") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("so \\boxed{0.5}", "1/2"),
+        ("#### 1/2", "1/2"),
+        ("\\boxed{ x^2 +\n 1 }", "x^2 + 1"),
+        ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),  # no number here: it votes alone
+        ("\\boxed{}", None),
+        ("5", None),
+    ],
+)
+def test_equal_numbers_and_equal_texts_vote_together(text, key):
+    assert math_grading.vote(text) == key

@@ -181,7 +181,8 @@ def test_evaluate_prints_greedy_and_sampled_accuracy_of_the_last_checkpoint(one_
     assert "greedy" in done.stdout and "avg@2" in done.stdout and "6 updates" in done.stdout
     found = json.loads((one_sampler.workdir / "evaluation.json").read_text())
     assert found["num_prompts"] == 6
-    (one_sampler.workdir / "evaluation.json").unlink()
+    for name in ("evaluation.json", "evaluation.jsonl"):
+        (one_sampler.workdir / name).unlink()
 
 
 def test_a_warm_up_is_kept_for_the_next_run_and_made_again_when_it_would_differ(runner, tmp_path):

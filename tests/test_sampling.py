@@ -15,7 +15,6 @@ from tiny_models import LLAMA, QWEN3, full_logits, full_logp, params_of
 from asympo_jax import sampling
 from asympo_jax.sampling import EngineConfig, Evaluator, draw_params, generate
 from asympo_jax.sampling import engine as engine_module
-from asympo_jax.sampling import evaluation as evaluation_module
 from asympo_jax.tasks.base import Task
 from asympo_jax.tokenizers import CharTokenizer
 from asympo_jax.types import Prompt, StopReason
@@ -398,14 +397,14 @@ def test_responses_are_graded_as_text_without_their_stop_token():
     assert len({text for _, text in texts}) > 3
 
 
-def test_accuracy_is_the_same_at_every_call_and_for_every_chunk(monkeypatch):
+def test_accuracy_is_the_same_at_every_call_and_for_every_chunk():
     params = params_of(LLAMA)
     ends_in_a = evaluator(lambda prompt, text: "a" in text or "c" in text)
     first = ends_in_a.sampled(params)
     assert 0 < first.mean < 1
     np.testing.assert_array_equal(ends_in_a.sampled(params).correct_PK, first.correct_PK)
-    monkeypatch.setattr(evaluation_module, "_MAX_ROWS", 6)  # three prompts at a time, of seven
-    np.testing.assert_array_equal(ends_in_a.sampled(params).correct_PK, first.correct_PK)
+    in_chunks = dataclasses.replace(ends_in_a, max_rows=6)  # three prompts at a time, of seven
+    np.testing.assert_array_equal(in_chunks.sampled(params).correct_PK, first.correct_PK)
 
 
 def test_greedy_accuracy_is_of_the_one_most_probable_response():

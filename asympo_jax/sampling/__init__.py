@@ -2,10 +2,11 @@
 
 from asympo_jax.sampling.draw import DrawParams, draw, draw_params, uniforms
 from asympo_jax.sampling.engine import EngineConfig, Responses, generate, response_keys
-from asympo_jax.sampling.evaluation import Accuracy, Evaluator
+from asympo_jax.sampling.evaluation import Accuracy, Answers, Evaluator
 
 __all__ = [
     "Accuracy",
+    "Answers",
     "DrawParams",
     "EngineConfig",
     "Evaluator",

@@ -1,7 +1,7 @@
 """Prompts and rewards; one file a task."""
 
 from asympo_jax.tasks.base import Task
-from asympo_jax.tasks.checked import RewardError, is_correct, reward_of
+from asympo_jax.tasks.checked import RewardError, answer_of, is_correct, reward_of
 from asympo_jax.tasks.registry import make_task
 
-__all__ = ["RewardError", "Task", "is_correct", "make_task", "reward_of"]
+__all__ = ["RewardError", "Task", "answer_of", "is_correct", "make_task", "reward_of"]

@@ -61,8 +61,12 @@ class Arithmetic(Task):
 
     def reward(self, prompt: Prompt, text: str) -> float:
         """1 if the text ends in `#` and the right digit, else 0; the steps do not count."""
+        return float(self.answer(text) == prompt.answer)
+
+    def answer(self, text: str) -> str | None:
+        """The digit that the text ends in, after `#`."""
         match = re.search(r"#([0-9])\Z", text)
-        return float(match is not None and match.group(1) == prompt.answer)
+        return None if match is None else match.group(1)
 
     def demonstration(self, index: int) -> tuple[str, str]:
         """A training prompt and its steps; a share of the steps has a random result."""

@@ -44,6 +44,14 @@ class Task(abc.ABC):
         """Whether the response counts as right in accuracies; by default, if its reward is ≥ 1."""
         return self.reward(prompt, text) >= 1.0
 
+    def answer(self, text: str) -> str | None:
+        """The final answer of a response, for votes: those with equal texts vote together.
+
+        None where the response has none, which does not vote. Cheap, pure and accepts any text. A
+        task that keeps this default has no votes at all.
+        """
+        return None
+
     def demonstration(self, index: int) -> tuple[str, str]:
         """A (prompt text, response text) pair for the supervised warm-up; pure in `index` ≥ 0.
 

@@ -45,7 +45,24 @@ def is_correct(task: Task, prompt: Prompt, text: str) -> bool:
         raise RewardError(f"{_call(task.correct, prompt, text)} raised {_words(error)}") from error
 
 
-def _call(function: Callable[[Prompt, str], object], prompt: Prompt, text: str) -> str:
+def answer_of(task: Task, prompt: Prompt, text: str) -> str | None:
+    """The final answer of a response to a prompt, by which it votes.
+
+    Raises:
+        RewardError: naming the function, the prompt and the response.
+    """
+    try:
+        found = task.answer(text)
+    except (Exception, SystemExit) as error:
+        raise RewardError(f"{_call(task.answer, prompt, text)} raised {_words(error)}") from error
+    if not isinstance(found, str | None):
+        raise RewardError(
+            f"{_call(task.answer, prompt, text)} returned {found!r:.80}: must be text or None"
+        )
+    return found
+
+
+def _call(function: Callable[..., object], prompt: Prompt, text: str) -> str:
     """Which call it was."""
     name = getattr(function, "__qualname__", repr(function))
     return f"{name} for prompt {prompt.index}, response {text[:80]!r},"

@@ -61,6 +61,12 @@ def parse_number(span: str) -> Fraction | None:
     return -value if match["sign"] == "-" else value
 
 
+def vote(text: str) -> str | None:
+    """The final answer of `text` in lowest terms, `1/2` for `0.5`; None where it is no number."""
+    number = parse_number(final_answer(text) or "")
+    return None if number is None else str(number)
+
+
 def grade_number(text: str, answer: str) -> float:
     """1 if the final answer of `text` equals `answer` exactly, else 0.
 

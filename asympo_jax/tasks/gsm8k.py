@@ -111,6 +111,10 @@ class Gsm8k(Task):
         """1 if the number after the last `####` equals the answer exactly, else 0."""
         return grading.grade_number(text, prompt.answer)
 
+    def answer(self, text: str) -> str | None:
+        """The number after the last `####` in lowest terms, so that `0.5` and `1/2` are one."""
+        return grading.vote(text)
+
     def demonstration(self, index: int) -> tuple[str, str]:
         """A training prompt and the solution of a person; every num_train indices show each once.
 

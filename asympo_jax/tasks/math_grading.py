@@ -62,6 +62,16 @@ def grade_latex(text: str, answer: str) -> float:
     return float(bool(span) and _is_equal(answer, span))
 
 
+def vote(text: str) -> str | None:
+    """The final span of `text` as one of few spellings; None where it has none or an empty one.
+
+    Plain numbers are in lowest terms, in other spans white space is one blank.
+    """
+    span = final_span(text)
+    number = None if span is None else grading.parse_number(span)
+    return str(number) if number is not None else " ".join((span or "").split()) or None
+
+
 def grade_prompt(prompt: Prompt, text: str) -> float:
     """`grade_latex` as a reward, for `reward.function` of a task of one's own."""
     return grade_latex(text, prompt.answer)
