@@ -332,7 +332,10 @@ def test_what_does_not_go_together_is_refused(fields, words):
             {"hf_dir": "{tmp}/larger"},
             "model.hf_dir='{tmp}/larger': its decoder has 19 token ids, .* 18",
         ),
-        ({"hf_dir": "{tmp}/smaller"}, "hf_dir={tmp}/smaller: its decoder has 17 token ids, .* 18"),
+        (
+            {"hf_dir": "{tmp}/smaller"},
+            "hf_dir='{tmp}/smaller': its decoder has 17 token ids, .* 18",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_is_computed(
