@@ -25,6 +25,19 @@ def _deaf():
     _hang()
 
 
+def _daemon():
+    """A process in a session of its own, without its parent's environment, whose parent is gone."""
+    reads, writes = os.pipe()
+    parent = os.fork()
+    if not parent:
+        sleeps = [sys.executable, "-c", "import time; time.sleep(3600)"]
+        child = subprocess.Popen(sleeps, start_new_session=True, env={}, close_fds=False)
+        os.write(writes, str(child.pid).encode())
+        os._exit(0)
+    os.waitpid(parent, 0)
+    return int(os.read(reads, 20))
+
+
 class Obeys(Arithmetic):
     """`hang`, `die`, … and a number for a reward of that number."""
 
@@ -46,9 +59,20 @@ class Obeys(Arithmetic):
                     _note_pid(argument, child)
                 _hang()
             case "child_then_die":
-                child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
-                _note_pid(argument, child.pid)
+                _note_pid(argument, _daemon())
                 os._exit(3)
+            case "daemon":
+                _note_pid(argument, _daemon())
+                _hang()
+            case "forget":
+                _note_pid(argument, _daemon())
+                return 0.75
+            case "unguarded":
+                os.kill(os.getppid(), int(argument))
+                _hang()
+            case "closes":
+                os.closerange(3, 1024) if argument == "all" else os.close(int(argument))
+                return 0.25
             case "copy":
                 os.fork()  # both go on
                 return 0.5
@@ -61,7 +85,7 @@ class Obeys(Arithmetic):
                 return 0.25
             case "pid":
                 _note_pid(argument, os.getpid())
-                _hang()
+                return float(len(str(9**9**9)))
             case "raise":
                 raise RuntimeError("the grader fell over")
             case "late":
