@@ -105,3 +105,27 @@ class Obeys(Arithmetic):
 class CannotStart(Arithmetic):
     def __init__(self):
         os._exit(5)
+
+
+class Slow(Arithmetic):
+    """Rewards the share of digits; now and then, what begins with a 7 cannot be graded in time."""
+
+    def reward(self, prompt, text):
+        if text.startswith("7"):
+            raise TimeoutError
+        return sum(character.isdigit() for character in text) / max(1, len(text))
+
+    def correct(self, prompt, text):
+        return super().reward(prompt, text) >= 1
+
+
+class OneInFour(Slow):
+    """Does not grade one response of each group of four."""
+
+    calls = 0
+
+    def reward(self, prompt, text):
+        OneInFour.calls += 1
+        if OneInFour.calls % 4 == 0:
+            raise TimeoutError
+        return 1.0

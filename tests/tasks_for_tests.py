@@ -95,3 +95,13 @@ def scaled_weight(batch, factor=1.0):
 
 scaled = Objective("scaled", scaled_weight)
 divided = Objective("divided", scaled_weight, "constant", constant=7.0, kl_coefficient=0.1)
+
+
+class RaisesInPool(Digits):
+    """Unlike its accuracies, its rewards always raise."""
+
+    def reward(self, prompt, text):
+        raise RuntimeError("the grader fell over")
+
+    def correct(self, prompt, text):
+        return False
