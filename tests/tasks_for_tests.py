@@ -97,6 +97,24 @@ scaled = Objective("scaled", scaled_weight)
 divided = Objective("divided", scaled_weight, "constant", constant=7.0, kl_coefficient=0.1)
 
 
+class HalfATokenizer:
+    vocab_size, stop_ids = 3, (1,)
+
+    def encode(self, text):
+        return [2 for _ in text]
+
+    def decode(self, ids):
+        return "" * len(ids)
+
+
+class OldTokenizer(Digits):
+    """Has a tokenizer that is no `Tokenizer` by birth."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokenizer = HalfATokenizer()
+
+
 class RaisesInPool(Digits):
     """Unlike its accuracies, its rewards always raise."""
 

@@ -7,10 +7,6 @@ import pickle
 import hypothesis
 import hypothesis.strategies as st
 import pytest
-
-pytest.importorskip("tokenizers")
-pytest.importorskip("jinja2")
-
 import tokenizers
 from hf_directories import SPECIAL, write_directory
 
@@ -179,13 +175,32 @@ def test_one_of_several_templates_is_chosen_by_name(tmp_path):
         HfTokenizer(folder, "rag")
 
 
+def test_a_template_of_a_file_is_chosen_by_name_and_no_other_takes_its_place(tmp_path):
+    folder = write_directory(tmp_path)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("T")
+    assert HfTokenizer(folder, "tool_use").render(user("a")) == "T"
+    assert HfTokenizer(folder).render(user("a")).startswith("<|im_start|>user")
+    (folder / "chat_template.jinja").write_text("D")
+    assert HfTokenizer(folder).render(user("a")) == "D"
+    with pytest.raises(ValueError, match=r"no chat template 'rag', but \['default', 'tool_use'\]"):
+        HfTokenizer(folder, "rag")
+    (folder / "chat_template.json").write_text(
+        json.dumps({"chat_template": [{"name": "rag", "template": "R"}]})
+    )
+    assert HfTokenizer(folder, "rag").render(user("a")) == "R"
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja cannot be read"):
+        HfTokenizer(folder)
+
+
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
         ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
         ("  {% if true %}\na\n  {% endif %}\nb", "a\nb"),
         ("{{ eos_token }}{{ messages | tojson }}", '<|im_end|>[{"role": "user", "content": "é<"}]'),
-        ("{{ strftime_now('%%') }}", "%"),
+        ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
         ("{{ missing }}!", "!"),
     ],
 )
@@ -289,3 +304,10 @@ def test_a_stream_keeps_the_spaces_of_a_tokenizer_that_drops_the_first_one():
     library.decoder = tokenizers.decoders.Metaspace()
     stream = TextStream(lambda ids: library.decode(list(ids)))
     assert [stream.push(i) for i in (0, 1, 2, 1)] == ["a", " b", "c", " b"]
+
+
+def test_a_special_token_between_two_words_takes_no_space_from_a_stream():
+    words = {0: " a", 1: " b"}
+    stream = TextStream(lambda ids: "".join(words.get(i, "") for i in ids).removeprefix(" "))
+    assert [stream.push(i) for i in (9, 0, 9, 9, 1, 0)] == ["", "a", "", "", " b", " a"]
+    assert stream.end() == ""
