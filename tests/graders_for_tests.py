@@ -1,5 +1,6 @@
 """A task whose grading does what the response says, most of it bad."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -86,6 +87,15 @@ class Obeys(Arithmetic):
             case "pid":
                 _note_pid(argument, os.getpid())
                 return float(len(str(9**9**9)))
+            case "says":
+                for descriptor in range(3, 64):
+                    with contextlib.suppress(OSError):
+                        os.write(descriptor, argument.encode())
+                _hang()
+            case "allocate":
+                return float(len(bytearray(2**33)))
+            case "platform":
+                return float(os.environ["JAX_PLATFORMS"] == argument)
             case "raise":
                 raise RuntimeError("the grader fell over")
             case "late":

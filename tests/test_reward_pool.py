@@ -22,7 +22,7 @@ DEATH = Graded(0.0, GradingFailure.DEATH)
 
 @pytest.fixture(scope="module")
 def shared():
-    with_one = RewardPool(OBEYS, num_processes=1, deadline_s=1.5)
+    with_one = RewardPool(OBEYS, num_processes=1, deadline_s=3.0)
     yield with_one
     with_one.close()
 
@@ -71,7 +71,22 @@ def test_a_timeout_the_grader_tells_of_is_counted_and_its_process_lives(shared):
     assert grade(shared, "late", "count") == [TIMEOUT, Graded(first + 2)]
 
 
-@pytest.mark.parametrize("text", ["die", "exit", "memory"])
+def test_an_answer_that_is_no_line_of_the_protocol_is_a_death_and_not_awaited():
+    answers = ['{"value": NaN}\n', '{"value": "1"}\n', "[" * 60_000 + "\n", "x" * 70_000]
+    answers += ['{"value": 1.0}\n{"value": 2.0}\n']
+    pool = RewardPool(OBEYS, num_processes=1, deadline_s=600)
+    assert grade(pool, *(f"says {answer}" for answer in answers)) == [DEATH] * len(answers)
+    pool.close()
+
+
+def test_a_grader_never_starts_the_accelerator_of_its_sampler(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    pool = RewardPool(OBEYS, num_processes=1, deadline_s=30)
+    assert grade(pool, "platform cpu") == [Graded(1.0)]
+    pool.close()
+
+
+@pytest.mark.parametrize("text", ["die", "exit", "memory", "allocate"])
 def test_a_grader_that_dies_is_a_death_and_the_next_are_right(shared, text):
     before = shared.counts[GradingFailure.DEATH]
     assert grade(shared, text, "3") == [DEATH, Graded(3.0)]
@@ -151,7 +166,7 @@ def test_a_call_that_is_cut_short_leaves_no_late_answers_for_the_next(monkeypatc
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(reward_pool, "_active", interrupt)
         grade(pool, "7", "8")
-    assert grade(pool, "1", "2", "3") == [Graded(1.0), Graded(2.0), Graded(3.0)]
+    assert grade(pool, "1") == [Graded(1.0)]
     pool.close()
 
 
