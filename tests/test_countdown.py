@@ -32,6 +32,13 @@ def test_every_demonstration_is_right_and_can_be_encoded(num_numbers):
         assert 1 <= target <= 100
 
 
+@pytest.mark.parametrize("num_numbers", [2, 3, 4, 5, 6])
+def test_the_smallest_numbers_and_targets_leave_problems_in_both_splits(num_numbers):
+    task = Countdown(num_numbers=num_numbers, max_number=3, max_target=10)
+    for prompt in (task.train_prompt(0), task.eval_prompt(0)):
+        assert 1 <= int(prompt.answer.partition("=")[2]) <= 10
+
+
 def test_no_problem_is_in_both_splits(task):
     def kind(prompt):
         numbers, _, target = prompt.answer.partition("=")
@@ -121,6 +128,7 @@ def test_no_text_raises(task, text):
     [
         ({"num_numbers": 1}, "task.num_numbers=1: must be from 2 to 6"),
         ({"max_number": 101}, "task.max_number=101"),
+        ({"max_number": 2}, "task.max_number=2: must be from 3 to 100"),
         ({"max_target": 9}, "task.max_target=9"),
         ({"template": "{numbers}"}, r"task.template=.* must hold \{target\}"),
         ({"template": "Make {target} of {numbers}"}, "task.template=.*allowed are"),
