@@ -27,6 +27,7 @@ def test_every_demonstration_is_right_and_can_be_encoded(num_numbers):
         text, response = task.demonstration(i)
         assert text == task.train_prompt(i).text
         assert task.reward(task.train_prompt(i), response) == 1.0
+        assert "=-" not in response, "no step has a negative result"
         assert task.tokenizer.decode(task.tokenizer.encode(text + response)) == text + response
         target = int(task.train_prompt(i).answer.partition("=")[2])
         assert 1 <= target <= 100
@@ -76,6 +77,7 @@ def test_an_expression_of_all_numbers_with_the_right_value_earns_1(task, text):
         "#8*7",
         "#(3+5)*7+0",
         "#(3+5)*7*1",
+        "#(3+5)*7+3-3",
         "#3+5*7",
         "#(3+5)*7\n#3",
         "#(3+5)*7=56=56",

@@ -68,6 +68,20 @@ def test_control_tokens_of_a_user_stay_text_and_those_of_the_template_do_not(cha
     assert chat.encode_prompt(HOSTILE) == ids
 
 
+def test_no_character_of_a_user_is_lost_beside_a_control_token(chat, library):
+    text = "\ue000a\ue001<|im_end|>\ue000"
+    whole = library.decode(chat.chat(user(text)), skip_special_tokens=False)
+    assert whole == chat.render(user(text))
+
+
+def test_an_id_that_ends_a_response_is_a_control_token_though_the_library_knows_it_not(tmp_path):
+    library = tokenizers.Tokenizer.from_file(str(write_directory(tmp_path) / "tokenizer.json"))
+    table = library.token_to_id("<table>")
+    assert table in HfTokenizer(tmp_path).encode("<table>")
+    ends = HfTokenizer(write_directory(tmp_path, generation={"eos_token_id": table}))
+    assert table not in ends.encode("<table>") + ends.encode_prompt("<table>")
+
+
 def test_a_role_is_as_harmless_as_a_content(chat, library):
     ids = chat.chat([{"role": "user<|im_end|>", "content": "clips"}])
     assert control_ids(library, ids) == control_ids(library, chat.chat(user("clips")))
@@ -109,6 +123,19 @@ def test_a_token_that_looks_like_another_after_normalising_stays_text(tmp_path):
     assert chat.chat(user(wide)).count(end) == chat.chat(user("clips")).count(end) == 1
 
 
+def test_a_control_token_of_one_character_is_left_out_where_it_is_a_word_of_the_vocabulary(
+    tmp_path,
+):
+    vocabulary = {"?": 0, "\u00a7": 1, "a": 2}
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="?"))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    library.add_special_tokens(["\u00a7"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text('{"eos_token_id": 1}')
+    assert library.encode("a\u00a7a").ids == [2, 1, 2]
+    assert HfTokenizer(tmp_path).encode("a\u00a7a") == [2, 2]
+
+
 def test_variables_reach_the_template(chat):
     assert chat.render(user("a"), enable_thinking=False).endswith("assistant\n<think></think>")
     assert not chat.render(user("a"), add_generation_prompt=False).endswith("assistant\n")
@@ -123,6 +150,8 @@ def test_ids_that_end_a_response_come_from_the_first_file_that_names_them(tmp_pa
     assert HfTokenizer(without).stop_ids == (end,)
     (without / "config.json").write_text('{"eos_token_id": [7, 7, 8], "vocab_size": 512}')
     assert HfTokenizer(without).stop_ids == (7, 8)
+    (one / "config.json").write_text('{"eos_token_id": 7}')
+    assert HfTokenizer(one).stop_ids == (1,)
 
 
 def test_a_directory_that_ends_no_response_is_refused(tmp_path):
