@@ -166,6 +166,8 @@ def test_an_update_is_that_of_the_batch_without_them_and_so_is_the_mean_reward()
         state, metrics = step(state_from_params(copied_params(), optimizer), batch)
         return state.params, metrics
 
+    rewards_PG = make_batch([group(0), group(1, FAILURES)], 4, 8).reward_PG
+    assert rewards_PG[0].any() and not rewards_PG[1].any(), "so that its advantages are 0"
     params, metrics = updated([group(0), group(1, FAILURES), group(2)])
     expected_params, expected_metrics = updated([group(0), group(2)])
     assert_close(params, expected_params)

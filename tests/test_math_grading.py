@@ -187,9 +187,11 @@ def test_one_response_is_not_right_for_two_answers(span):
         "\\boxed{" + "\\sqrt{" * 10_000 + "2" + "}" * 10_001,
         "#### " + "9" * 10_000_000,
         "\\boxed{2" + " " * 10_000_000 + "}",
+        "\\boxed{" + "{" * 9 + "2" + "}" * 9 + "}",
+        "#### " + "(" * 9 + "2",
     ],
 )
-def test_a_huge_answer_earns_0_and_is_not_read(monkeypatch, text):
+def test_a_huge_or_deep_answer_earns_0_and_is_not_read(monkeypatch, text):
     monkeypatch.setattr(math_grading, "is_verified", lambda *pair: pytest.fail("was read"))
     assert math_grading.grade_latex(text, "2") == 0.0
 

@@ -1,5 +1,6 @@
 """Graders that hang, ignore signals, start processes, die or talk nonsense harm nobody."""
 
+import gc
 import os
 import pathlib
 import signal
@@ -185,7 +186,10 @@ def test_a_closed_pool_has_no_processes_and_can_grade_again():
     pool.close()
     assert process.returncode == 0, "its guard has ended all and then itself"
     assert grade(pool, "1") == [Graded(1.0)]
-    pool.close()
+    process = pool._workers[0]._process
+    del pool
+    gc.collect()
+    assert process is not None and process.returncode == 0, "a pool that nobody has is closed"
 
 
 @pytest.mark.parametrize("ends", ["killed", "returns"])
