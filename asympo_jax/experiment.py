@@ -14,8 +14,8 @@ from asympo_jax.runtime.sampler import Sampler
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.sampling import DrawParams, EngineConfig, Evaluator, draw_params
 from asympo_jax.settings import ExperimentConfig
-from asympo_jax.tasks import Task, make_task
-from asympo_jax.types import Prompt
+from asympo_jax.tasks import RewardError, Task, make_task
+from asympo_jax.types import GradingFailure, Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +130,16 @@ def _make_pool(config: ExperimentConfig, task: Task) -> RewardPool | None:
 
 
 def _are_correct(pool: RewardPool, pairs: Sequence[tuple[Prompt, str]]) -> list[bool]:
-    """Which responses are right; one that could not be graded is not, and the pool counts it."""
-    return [graded.value >= 1.0 for graded in pool.grade("correct", pairs)]
+    """Which responses are right; one on which the grader hung or died is not.
+
+    Raises:
+        RewardError: the grader itself is wrong, or too few responses could be graded.
+    """
+    graded = pool.grade("correct", pairs)
+    for one in graded:
+        if one.failure == GradingFailure.ERROR:
+            raise RewardError(one.words)
+    return [one.value >= 1.0 for one in graded]
 
 
 def _make_grader(config: ExperimentConfig, task: Task, pool: RewardPool | None) -> Grader:

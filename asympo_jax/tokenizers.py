@@ -175,7 +175,8 @@ class TextStream:
         """The text that one more id completes; often empty."""
         self._ids.append(token)
         text = self._new_text()
-        if text.endswith("\ufffd"):
+        # An id without text, such as a special one, is no first word whose space may be dropped.
+        if not text or text.endswith("\ufffd"):
             return ""
         self._first, self._told = self._told, len(self._ids)
         return text

@@ -34,6 +34,7 @@ class GradingFailure(enum.IntEnum):
     NONE = 0
     TIMEOUT = 1
     DEATH = 2
+    ERROR = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +96,19 @@ class Group:
     behaviour_logp_GT: np.ndarray | None = None
     failure_G: np.ndarray | None = None
 
+    @property
+    def is_graded(self) -> bool:
+        """Whether all rewards are known; a group with one that is not is never trained on."""
+        return self.failure_G is None or not self.failure_G.any()
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """Complete groups as arrays of a fixed shape; rows g·G … g·G + G − 1 are group g.
+
+    A group that could not be graded keeps its rows, with no drawn token and rewards of 0: it counts
+    in nothing.
 
     Attributes:
         tokens_BT: int32, prompt then response, left-aligned, zeros after.

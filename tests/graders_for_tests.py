@@ -1,5 +1,6 @@
 """A task whose grading does what the response says, most of it bad."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -25,6 +26,19 @@ def _deaf():
     _hang()
 
 
+def _daemon():
+    """A process in a session of its own, without its parent's environment, whose parent is gone."""
+    reads, writes = os.pipe()
+    parent = os.fork()
+    if not parent:
+        sleeps = [sys.executable, "-c", "import time; time.sleep(3600)"]
+        child = subprocess.Popen(sleeps, start_new_session=True, env={}, close_fds=False)
+        os.write(writes, str(child.pid).encode())
+        os._exit(0)
+    os.waitpid(parent, 0)
+    return int(os.read(reads, 20))
+
+
 class Obeys(Arithmetic):
     """`hang`, `die`, … and a number for a reward of that number."""
 
@@ -46,9 +60,20 @@ class Obeys(Arithmetic):
                     _note_pid(argument, child)
                 _hang()
             case "child_then_die":
-                child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
-                _note_pid(argument, child.pid)
+                _note_pid(argument, _daemon())
                 os._exit(3)
+            case "daemon":
+                _note_pid(argument, _daemon())
+                _hang()
+            case "forget":
+                _note_pid(argument, _daemon())
+                return 0.75
+            case "unguarded":
+                os.kill(os.getppid(), int(argument))
+                _hang()
+            case "closes":
+                os.closerange(3, 1024) if argument == "all" else os.close(int(argument))
+                return 0.25
             case "copy":
                 os.fork()  # both go on
                 return 0.5
@@ -61,7 +86,16 @@ class Obeys(Arithmetic):
                 return 0.25
             case "pid":
                 _note_pid(argument, os.getpid())
+                return float(len(str(9**9**9)))
+            case "says":
+                for descriptor in range(3, 64):
+                    with contextlib.suppress(OSError):
+                        os.write(descriptor, argument.encode())
                 _hang()
+            case "allocate":
+                return float(len(bytearray(2**33)))
+            case "platform":
+                return float(os.environ["JAX_PLATFORMS"] == argument)
             case "raise":
                 raise RuntimeError("the grader fell over")
             case "late":
@@ -81,3 +115,27 @@ class Obeys(Arithmetic):
 class CannotStart(Arithmetic):
     def __init__(self):
         os._exit(5)
+
+
+class Slow(Arithmetic):
+    """Rewards the share of digits; now and then, what begins with a 7 cannot be graded in time."""
+
+    def reward(self, prompt, text):
+        if text.startswith("7"):
+            raise TimeoutError
+        return sum(character.isdigit() for character in text) / max(1, len(text))
+
+    def correct(self, prompt, text):
+        return super().reward(prompt, text) >= 1
+
+
+class OneInFour(Slow):
+    """Does not grade one response of each group of four."""
+
+    calls = 0
+
+    def reward(self, prompt, text):
+        OneInFour.calls += 1
+        if OneInFour.calls % 4 == 0:
+            raise TimeoutError
+        return 1.0

@@ -129,3 +129,31 @@ class HeldUp(Digits):
         while not pathlib.Path(os.environ["GO_FILE"]).exists():
             time.sleep(0.01)
         return super().correct(prompt, text)
+
+
+class HalfATokenizer:
+    vocab_size, stop_ids = 3, (1,)
+
+    def encode(self, text):
+        return [2 for _ in text]
+
+    def decode(self, ids):
+        return "" * len(ids)
+
+
+class OldTokenizer(Digits):
+    """Has a tokenizer that is no `Tokenizer` by birth."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokenizer = HalfATokenizer()
+
+
+class RaisesInPool(Digits):
+    """Unlike its accuracies, its rewards always raise."""
+
+    def reward(self, prompt, text):
+        raise RuntimeError("the grader fell over")
+
+    def correct(self, prompt, text):
+        return False

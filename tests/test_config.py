@@ -189,6 +189,7 @@ COMMANDS = [
     (["--config.task.name=..:x"], "task.name='..:x': cannot be imported"),
     (["--config.task.name=asympo_jax.tasks:Task"], "with all of its methods"),
     (["--config.task.name=tasks_for_tests:CannotBeMade"], "ZeroDivisionError"),
+    (["--config.task.name=tasks_for_tests:OldTokenizer"], "has no encode_prompt; derive its class"),
     (["--config.objective.name=tasks_for_tests:scaled", "--config.objective.x=1"], "objective.x"),
     (["--config.reward.function=tasks_for_tests:nothing"], "reward.function="),
     (["--config.sampler.count=1000000"], "sampler.count=1000000: must be at most 1024"),

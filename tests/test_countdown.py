@@ -27,9 +27,17 @@ def test_every_demonstration_is_right_and_can_be_encoded(num_numbers):
         text, response = task.demonstration(i)
         assert text == task.train_prompt(i).text
         assert task.reward(task.train_prompt(i), response) == 1.0
+        assert "=-" not in response, "no step has a negative result"
         assert task.tokenizer.decode(task.tokenizer.encode(text + response)) == text + response
         target = int(task.train_prompt(i).answer.partition("=")[2])
         assert 1 <= target <= 100
+
+
+@pytest.mark.parametrize("num_numbers", [2, 3, 4, 5, 6])
+def test_the_smallest_numbers_and_targets_leave_problems_in_both_splits(num_numbers):
+    task = Countdown(num_numbers=num_numbers, max_number=3, max_target=10)
+    for prompt in (task.train_prompt(0), task.eval_prompt(0)):
+        assert 1 <= int(prompt.answer.partition("=")[2]) <= 10
 
 
 def test_no_problem_is_in_both_splits(task):
@@ -69,6 +77,7 @@ def test_an_expression_of_all_numbers_with_the_right_value_earns_1(task, text):
         "#8*7",
         "#(3+5)*7+0",
         "#(3+5)*7*1",
+        "#(3+5)*7+3-3",
         "#3+5*7",
         "#(3+5)*7\n#3",
         "#(3+5)*7=56=56",
@@ -121,6 +130,7 @@ def test_no_text_raises(task, text):
     [
         ({"num_numbers": 1}, "task.num_numbers=1: must be from 2 to 6"),
         ({"max_number": 101}, "task.max_number=101"),
+        ({"max_number": 2}, "task.max_number=2: must be from 3 to 100"),
         ({"max_target": 9}, "task.max_target=9"),
         ({"template": "{numbers}"}, r"task.template=.* must hold \{target\}"),
         ({"template": "Make {target} of {numbers}"}, "task.template=.*allowed are"),

@@ -7,14 +7,12 @@ import subprocess
 import sys
 
 import pytest
+from hf_directories import write_directory
 
 from asympo_jax.tasks import make_task
 from asympo_jax.tasks.gsm8k import Gsm8k
 from asympo_jax.tasks.gsm8k_prepare import main
-
-pytest.importorskip("tensorflow_datasets")
-pytest.importorskip("array_record")
-pytest.importorskip("tokenizers")
+from asympo_jax.tasks.math import Math
 
 ROOT = pathlib.Path(__file__).parents[1]
 LONG_STORY = "There was a baker who liked to count. " * 8
@@ -305,3 +303,53 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=rf"(?s){package}.*pip install -e '.\[data\]'"):
         make_task("gsm8k", data_dir=str(data_dir))
+
+
+def test_a_models_tokenizer_and_a_template_of_the_config_ask_in_other_words(data_dir, tmp_path):
+    folder = str(write_directory(tmp_path))
+    plain = Gsm8k(str(data_dir), template="Q: {problem} {kept}\n")
+    question = plain.eval_prompt(0).text.removeprefix("Q: ").removesuffix(" {kept}\n")
+    assert question in dict(TEST)
+    assert plain.tokenizer.decode(plain.tokenizer.encode_prompt("a")) == "a"
+    chat = Gsm8k(str(data_dir), tokenizer_dir=folder)
+    prompt = chat.eval_prompt(0)
+    assert prompt.text.startswith(question) and "`#### `" in prompt.text
+    assert prompt.answer == plain.eval_prompt(0).answer
+    asked = chat.tokenizer.decode(chat.tokenizer.encode_prompt(prompt.text))
+    assert asked == f"user\n{prompt.text}\nassistant\n"
+    assert chat.demonstration(0)[0].startswith(tuple(q for q, _ in TRAIN))
+    longest = max(len(chat.tokenizer.encode_prompt(chat.eval_prompt(i).text)) for i in (0, 1))
+    with pytest.raises(ValueError, match=r"task\.max_prompt_tokens=.*leaves none"):
+        Gsm8k(str(data_dir), max_prompt_tokens=longest // 2, tokenizer_dir=folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"template": "?"}, r"task\.template='\?': must hold \{problem\}"),
+        ({"tokenizer_dir": "/nowhere"}, r"task\.tokenizer_dir='/nowhere': tokenizer\.json"),
+    ],
+)
+def test_a_wrong_template_or_tokenizer_is_refused_by_name(data_dir, options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Gsm8k(str(data_dir), **options)
+
+
+def test_the_task_math_reads_prepared_records_by_name_and_split(data_dir, tmp_path):
+    options = {
+        "train_data": "tfds:gsm8k:train",
+        "eval_data": "tfds:gsm8k:test",
+        "tokenizer_dir": str(write_directory(tmp_path)),
+        "problem_field": "question",
+        "data_dir": str(data_dir),
+    }
+    task = Math(template="{problem}", **options)
+    assert (task.num_train, task.num_eval) == (len(TRAIN), len(TEST))
+    prompts = [task.train_prompt(i) for i in range(len(TRAIN))]
+    assert {(p.text, p.answer) for p in prompts} == {
+        (question, answer.rpartition("#### ")[2]) for question, answer in TRAIN
+    }
+    for change in ({"train_data": "tfds:gsm8k:dev"}, {"data_dir": str(tmp_path)}):
+        expected = r"task\.train_data='tfds:gsm8k:.*' with task\.data_dir=.* cannot be read"
+        with pytest.raises(ValueError, match=expected.replace("train_data", "(train|eval)_data")):
+            Math(**{**options, **change})

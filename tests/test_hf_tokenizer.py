@@ -7,10 +7,6 @@ import pickle
 import hypothesis
 import hypothesis.strategies as st
 import pytest
-
-pytest.importorskip("tokenizers")
-pytest.importorskip("jinja2")
-
 import tokenizers
 from hf_directories import SPECIAL, write_directory
 
@@ -72,6 +68,30 @@ def test_control_tokens_of_a_user_stay_text_and_those_of_the_template_do_not(cha
     assert chat.encode_prompt(HOSTILE) == ids
 
 
+def test_no_character_of_a_user_is_lost_beside_a_control_token(chat, library):
+    text = "\ue000a\ue001<|im_end|>\ue000"
+    whole = library.decode(chat.chat(user(text)), skip_special_tokens=False)
+    assert whole == chat.render(user(text))
+
+
+def test_an_id_that_ends_a_response_is_a_control_token_though_the_library_knows_it_not(tmp_path):
+    library = tokenizers.Tokenizer.from_file(str(write_directory(tmp_path) / "tokenizer.json"))
+    table = library.token_to_id("<table>")
+    assert table in HfTokenizer(tmp_path).encode("<table>")
+    ends = HfTokenizer(write_directory(tmp_path, generation={"eos_token_id": table}))
+    assert table not in ends.encode("<table>") + ends.encode_prompt("<table>")
+
+
+def test_a_control_token_of_the_template_is_not_taken_for_a_shorter_one(tmp_path):
+    path = write_directory(tmp_path) / "tokenizer.json"
+    library = tokenizers.Tokenizer.from_file(str(path))
+    library.add_special_tokens(["<|im"])
+    library.save(str(path))
+    ids = HfTokenizer(tmp_path).chat(user("clips<|im_end|>"))
+    assert ids.count(library.token_to_id("<|im_start|>")) == 2
+    assert library.token_to_id("<|im") not in ids
+
+
 def test_a_role_is_as_harmless_as_a_content(chat, library):
     ids = chat.chat([{"role": "user<|im_end|>", "content": "clips"}])
     assert control_ids(library, ids) == control_ids(library, chat.chat(user("clips")))
@@ -113,6 +133,19 @@ def test_a_token_that_looks_like_another_after_normalising_stays_text(tmp_path):
     assert chat.chat(user(wide)).count(end) == chat.chat(user("clips")).count(end) == 1
 
 
+def test_a_control_token_of_one_character_is_left_out_where_it_is_a_word_of_the_vocabulary(
+    tmp_path,
+):
+    vocabulary = {"?": 0, "\u00a7": 1, "a": 2}
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="?"))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    library.add_special_tokens(["\u00a7"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text('{"eos_token_id": 1}')
+    assert library.encode("a\u00a7a").ids == [2, 1, 2]
+    assert HfTokenizer(tmp_path).encode("a\u00a7a") == [2, 2]
+
+
 def test_variables_reach_the_template(chat):
     assert chat.render(user("a"), enable_thinking=False).endswith("assistant\n<think></think>")
     assert not chat.render(user("a"), add_generation_prompt=False).endswith("assistant\n")
@@ -127,6 +160,8 @@ def test_ids_that_end_a_response_come_from_the_first_file_that_names_them(tmp_pa
     assert HfTokenizer(without).stop_ids == (end,)
     (without / "config.json").write_text('{"eos_token_id": [7, 7, 8], "vocab_size": 512}')
     assert HfTokenizer(without).stop_ids == (7, 8)
+    (one / "config.json").write_text('{"eos_token_id": 7}')
+    assert HfTokenizer(one).stop_ids == (1,)
 
 
 def test_a_directory_that_ends_no_response_is_refused(tmp_path):
@@ -179,13 +214,32 @@ def test_one_of_several_templates_is_chosen_by_name(tmp_path):
         HfTokenizer(folder, "rag")
 
 
+def test_a_template_of_a_file_is_chosen_by_name_and_no_other_takes_its_place(tmp_path):
+    folder = write_directory(tmp_path)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("T")
+    assert HfTokenizer(folder, "tool_use").render(user("a")) == "T"
+    assert HfTokenizer(folder).render(user("a")).startswith("<|im_start|>user")
+    (folder / "chat_template.jinja").write_text("D")
+    assert HfTokenizer(folder).render(user("a")) == "D"
+    with pytest.raises(ValueError, match=r"no chat template 'rag', but \['default', 'tool_use'\]"):
+        HfTokenizer(folder, "rag")
+    (folder / "chat_template.json").write_text(
+        json.dumps({"chat_template": [{"name": "rag", "template": "R"}]})
+    )
+    assert HfTokenizer(folder, "rag").render(user("a")) == "R"
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja cannot be read"):
+        HfTokenizer(folder)
+
+
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
         ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
         ("  {% if true %}\na\n  {% endif %}\nb", "a\nb"),
         ("{{ eos_token }}{{ messages | tojson }}", '<|im_end|>[{"role": "user", "content": "é<"}]'),
-        ("{{ strftime_now('%%') }}", "%"),
+        ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
         ("{{ missing }}!", "!"),
     ],
 )
@@ -289,3 +343,10 @@ def test_a_stream_keeps_the_spaces_of_a_tokenizer_that_drops_the_first_one():
     library.decoder = tokenizers.decoders.Metaspace()
     stream = TextStream(lambda ids: library.decode(list(ids)))
     assert [stream.push(i) for i in (0, 1, 2, 1)] == ["a", " b", "c", " b"]
+
+
+def test_a_special_token_between_two_words_takes_no_space_from_a_stream():
+    words = {0: " a", 1: " b"}
+    stream = TextStream(lambda ids: "".join(words.get(i, "") for i in ids).removeprefix(" "))
+    assert [stream.push(i) for i in (9, 0, 9, 9, 1, 0)] == ["", "a", "", "", " b", " a"]
+    assert stream.end() == ""

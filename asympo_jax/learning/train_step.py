@@ -139,7 +139,7 @@ def make_train_step(
         weight_BT = objectives.token_weight(objective, policy)
         metrics = objectives.metrics_of(objective, policy, weight_BT) | {
             "loss": objectives.aggregate_loss(objective, policy, weight_BT),
-            "reward/mean": batch.reward_PG.mean(),
+            "reward/mean": masked_mean(batch.reward_PG.reshape(-1), policy.mask_BT.any(axis=1)),
             "policy/entropy": masked_mean(entropy_BT, policy.mask_BT),
             "grad/norm": optax.tree.norm(gradient),
             "params/norm": optax.tree.norm(params),

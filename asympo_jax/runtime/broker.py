@@ -167,13 +167,17 @@ class Broker:
 
         Args:
             version: number of updates done.
-            trained: tickets of the batch that were trained on; the others are filtered out.
+            trained: tickets of the batch that were trained on. Of the others those that could not
+                be graded have failed, the rest is filtered out.
         """
         with self._changed:
             assert self._version is not None and version == self._version + 1
             assert set(trained) <= {group.ticket for group in self._batch}
             for group in self._batch:
-                outcome = Outcome.TRAINED if group.ticket in trained else Outcome.FILTERED
+                outcome = Outcome.FILTERED if group.is_graded else Outcome.FAILED
+                if group.ticket in trained:
+                    assert group.is_graded, group
+                    outcome = Outcome.TRAINED
                 self._ledger.settle(group.ticket, outcome)
             self._batch = []
             self._ledger.check_balance()

@@ -17,8 +17,9 @@ from asympo_jax.runtime.metrics import MetricsWriter, write_rollouts
 from asympo_jax.runtime.pipeline import PipelineMeter
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.runtime.tickets import Pacing
+from asympo_jax.tasks import RewardError
 from asympo_jax.tokenizers import Tokenizer
-from asympo_jax.types import Batch, Group, StopReason
+from asympo_jax.types import Batch, GradingFailure, Group, StopReason
 
 
 class NonFinite(Exception):
@@ -100,6 +101,7 @@ class Learner:
             Stalled: no group came in within `stall_s`.
             EvaluatorEnded: there will be no more evaluations.
             NonFinite: a loss, a gradient or parameters are not finite.
+            RewardError: no group of an update could be graded.
         """
         meter = PipelineMeter(self.num_samplers)
         for update in range(int(state.update), self.pacing.num_updates):
@@ -108,8 +110,9 @@ class Learner:
             candidates = self.broker.next_batch(self.stall_s)
             taken = time.monotonic()
             version = update + 1
-            groups = informative_groups(candidates, self.prompts_per_update)
-            batch = make_batch(groups, self.group_size, self.num_positions)
+            chosen = informative_groups(candidates, self.prompts_per_update)
+            batch = make_batch(chosen, self.group_size, self.num_positions)
+            groups = _graded(chosen, update)
             due = _due(version, self.cadence.gradients)
             more_metrics = self.sign_gradients(state, batch) if due else {}
             state, step_metrics = self.step(state, batch)
@@ -154,6 +157,19 @@ def group_metrics(groups: Sequence[Group], update: int) -> dict[str, float]:
         "lag/max": float(max(lags)),
         "response/truncated_share": float((stops == StopReason.LENGTH).mean()),
     }
+
+
+def _graded(chosen: Sequence[Group], update: int) -> list[Group]:
+    """The groups that an update trains on: those of a batch that could be graded."""
+    graded = [group for group in chosen if group.is_graded]
+    if not graded:
+        kinds = np.concatenate([group.failure_G for group in chosen if group.failure_G is not None])
+        counts = ", ".join(f"{(kinds == kind).sum()} {kind.name}" for kind in GradingFailure)
+        raise RewardError(
+            f"update {update}: none of its {len(chosen)} groups could be graded; its responses by "
+            f"what became of them: {counts.lower()}"
+        )
+    return graded
 
 
 def _due(version: int, every: int) -> bool:

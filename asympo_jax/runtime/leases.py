@@ -1,5 +1,6 @@
 """What samplers, broker and learner say to each other, whatever carries it."""
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 
@@ -48,6 +49,7 @@ class SamplingTotals:
         busy_s: seconds of work, waiting excluded, over all samplers.
         timeouts: responses that were not graded within the deadline.
         deaths: responses on which the grading process died.
+        errors: responses whose reward raised, or was no finite number, in a grading process.
     """
 
     groups: int = 0
@@ -55,15 +57,20 @@ class SamplingTotals:
     busy_s: float = 0.0
     timeouts: int = 0
     deaths: int = 0
+    errors: int = 0
 
     def plus(self, groups: Sequence[Group], busy_s: float) -> "SamplingTotals":
         """These totals and a lease more."""
         tokens = sum(int(group.length_G.sum()) for group in groups)
-        failures = [group.failure_G for group in groups if group.failure_G is not None]
+        failures: collections.Counter[int] = collections.Counter()
+        for group in groups:
+            if group.failure_G is not None:
+                failures.update(group.failure_G.tolist())
         return SamplingTotals(
             self.groups + len(groups),
             self.tokens + tokens,
             self.busy_s + busy_s,
-            self.timeouts + sum(int((f == GradingFailure.TIMEOUT).sum()) for f in failures),
-            self.deaths + sum(int((f == GradingFailure.DEATH).sum()) for f in failures),
+            self.timeouts + failures[GradingFailure.TIMEOUT],
+            self.deaths + failures[GradingFailure.DEATH],
+            self.errors + failures[GradingFailure.ERROR],
         )

@@ -82,4 +82,5 @@ class PipelineMeter:
             "pipeline/ideal_fraction": min(1.0, ideal_s / wall_s),
             "grading/timeouts": float(last.sampled.timeouts),
             "grading/deaths": float(last.sampled.deaths),
+            "grading/errors": float(last.sampled.errors),
         }

@@ -1,10 +1,10 @@
 """A pool of processes that grade, each under a deadline that nothing in it can outlast.
 
 Decisions. A grader is code that may hang, ignore signals, start processes or die, and what it reads
-was written by a model. So it runs in a process group of its own, answers in lines of JSON, and is
-killed with its whole group at the deadline; a fresh process takes its place. What could not be
-graded is told apart by kind and counted, never silently a 0. One thread drives all processes: no
-call waits longer than the deadlines that it was given.
+was written by a model. So it runs in a process of its own, answers in lines of JSON, and is killed
+at the deadline with all that it started (`reward_guard`); a fresh process takes its place. What
+could not be graded is told apart by kind and counted, never silently a 0. One thread drives all
+processes: no call waits longer than the deadlines that it was given.
 """
 
 import contextlib
@@ -28,10 +28,11 @@ from asympo_jax.types import GradingFailure, Prompt
 Call = Literal["reward", "correct"]
 
 _START_S = 120.0  # imports, and a task that reads its data
-_LOOK_S = 0.1  # between looks whether a process died while a child of it holds the pipe open
+_END_S = 10.0  # for a guard to kill what a grader started
 _MANY_FAILURES = 16
 _MAX_ANSWER_BYTES = 2**16
-_COMMAND = [sys.executable, "-m", "asympo_jax.runtime.reward_worker"]
+_GRADER = [sys.executable, "-m", "asympo_jax.runtime.reward_worker"]
+_COMMAND = [sys.executable, "-m", "asympo_jax.runtime.reward_guard", *_GRADER]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +42,13 @@ class Graded:
     Attributes:
         value: the reward, or 1 and 0 for right and wrong; 0 where there was a failure.
         failure: a timeout if the deadline came first, a death if the process ended or answered
-            nonsense.
+            nonsense, an error if the reward raised or is not a finite number.
+        words: on the error.
     """
 
     value: float
     failure: GradingFailure = GradingFailure.NONE
+    words: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +99,7 @@ class RewardPool:
             pairs: prompts and responses.
 
         Raises:
-            RewardError: a reward raised or is not a finite number, no process can be started, or
-                most responses so far could not be graded.
+            RewardError: no process can be started, or most responses so far could not be graded.
         """
         graded: dict[int, Graded] = {}
         waiting = deque(enumerate(pairs))
@@ -125,13 +127,15 @@ class RewardPool:
         """Raises once more than half of many gradings failed: nothing is learnt from such a run."""
         counts, total = self.counts, self.counts.total()
         num_failed = total - counts[GradingFailure.NONE]
-        examples = [text for text, one in zip(texts, graded, strict=True) if one.failure]
+        pairs = zip(texts, graded, strict=True)
+        examples = [one.words or repr(text[:200]) for text, one in pairs if one.failure]
         if num_failed < _MANY_FAILURES or 2 * num_failed <= total or not examples:
             return
         raise RewardError(
             f"{num_failed} of {total} gradings failed: {counts[GradingFailure.TIMEOUT]} took "
             f"longer than reward.deadline_s={self._deadline_s:g}, in "
-            f"{counts[GradingFailure.DEATH]} the process died; such as {examples[-1][:200]!r}"
+            f"{counts[GradingFailure.DEATH]} the process died, {counts[GradingFailure.ERROR]} "
+            f"raised or gave no finite number; such as {examples[-1]}"
         )
 
 
@@ -169,7 +173,7 @@ class _Worker:
         """Writes and reads what it can; the result where the job is over, whatever its end.
 
         Raises:
-            RewardError: the reward raised, or the process cannot be started.
+            RewardError: the process cannot be started.
         """
         stdin, stdout = self._pipes()
         try:
@@ -185,8 +189,7 @@ class _Worker:
             return self._fail(GradingFailure.DEATH)
         if b"\n" in self._incoming:
             return self._take_line()
-        assert self._process is not None
-        if len(self._incoming) > _MAX_ANSWER_BYTES or self._process.poll() is not None:
+        if len(self._incoming) > _MAX_ANSWER_BYTES:
             return self._fail(GradingFailure.DEATH)
         return self._fail(GradingFailure.TIMEOUT) if time.monotonic() > self._deadline else None
 
@@ -196,10 +199,13 @@ class _Worker:
         process, self._process = self._process, None
         if process is None:
             return
-        # The group outlives a leader that ended, as long as a child of it runs.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_S)
+        if process.returncode != 0:  # The guard itself was stopped or killed.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
             pipe.close()
@@ -236,20 +242,21 @@ class _Worker:
             answer = None
         if rest or self._outgoing or not isinstance(answer, dict):
             return self._fail(GradingFailure.DEATH)
-        if isinstance(answer.get("error"), str):
-            raise RewardError(answer["error"])
         if not self._is_ready:
             self._is_ready = True
             self._send(self._request, self._deadline_s)
             return None
-        if answer.get("failure") == "timeout":
-            self.job = None
-            return Graded(0.0, GradingFailure.TIMEOUT)
-        value = answer.get("value")
-        if not isinstance(value, float) or not math.isfinite(value):
-            return self._fail(GradingFailure.DEATH)
+        match answer:
+            case {"timeout": True}:
+                graded = Graded(0.0, GradingFailure.TIMEOUT)
+            case {"error": str(words)}:
+                graded = Graded(0.0, GradingFailure.ERROR, words)
+            case {"value": float(value)} if math.isfinite(value):
+                graded = Graded(value)
+            case _:
+                return self._fail(GradingFailure.DEATH)
         self.job = None
-        return Graded(value)
+        return graded
 
     def _fail(self, failure: GradingFailure) -> Graded:
         """Ends the process; its next job starts another."""
@@ -272,10 +279,10 @@ class _Worker:
 
 
 def _active(workers: list[_Worker]) -> list[_Worker]:
-    """The workers, once one of them can go on or it is time to look after all."""
+    """The workers, once one of them can go on or its time is up."""
     with selectors.DefaultSelector() as selector:
         left_s = min(worker.watch(selector) for worker in workers)
-        selector.select(max(0.0, min(left_s, _LOOK_S)))
+        selector.select(max(0.0, left_s))
     return workers
 
 

@@ -1,17 +1,10 @@
-"""The program of a grading process; a `RewardPool` starts it and talks to it in lines of JSON.
-
-It grades in its main thread, because timeouts by alarm work only there. A second thread reads: when
-the pool is gone it ends the whole process group, whatever the grader is doing.
-"""
+"""The program of a grading process, run by `reward_guard`; it talks to a pool in lines of JSON."""
 
 import contextlib
 import json
 import os
-import queue
 import resource
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -30,18 +23,13 @@ def main() -> None:
     limit = _MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(_MEMORY_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(requests, waiting), daemon=True).start()
-    setup = json.loads(waiting.get())
+    setup = json.loads(requests.readline())
     calls = _calls(setup)
     _answer(answers, {"ready": True})
     process = os.getpid()
-    while True:
-        request = json.loads(waiting.get())
-        # Ends a loop in C, which no thread can, where the pool died; 0 where none runs.
-        signal.setitimer(signal.ITIMER_PROF, 2 * setup["deadline_s"] + 1)
+    for line in requests:
+        request = json.loads(line)
         answer = _grade(calls[request["call"]], Prompt(**request["prompt"]), request["text"])
-        signal.setitimer(signal.ITIMER_PROF, 0)
         if os.getpid() != process:
             os._exit(0)  # A copy of this process that a grader made; the original answers.
         _answer(answers, answer)
@@ -54,13 +42,6 @@ def _private_pipes() -> tuple[BinaryIO, BinaryIO]:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
     return requests, answers
-
-
-def _read(requests: BinaryIO, waiting: queue.SimpleQueue[bytes]) -> None:
-    """Hands on the lines; ends everything at the end of the pipe."""
-    for line in requests:
-        waiting.put(line)
-    os.killpg(0, signal.SIGKILL)
 
 
 def _calls(setup: dict[str, Any]) -> dict[str, Callable[[Prompt, str], float]]:
@@ -81,7 +62,7 @@ def _grade(call: Callable[[Prompt, str], float], prompt: Prompt, text: str) -> d
         return {"value": call(prompt, text)}
     except RewardError as error:
         if isinstance(error.__cause__, TimeoutError):
-            return {"failure": "timeout"}
+            return {"timeout": True}
         if isinstance(error.__cause__, MemoryError):
             os._exit(_DIED)
         return {"error": str(error)[:2000]}

@@ -36,7 +36,8 @@ class Grader:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """float32 rewards of the responses to one prompt, and why some could not be graded.
 
-        Those are worth 0 and have their int8 `GradingFailure`; there are none without a pool.
+        Those have their int8 `GradingFailure` and a reward of no meaning; there are none without a
+        pool.
 
         Args:
             prompt: what they answer.
@@ -44,7 +45,8 @@ class Grader:
             length_G: their tokens.
 
         Raises:
-            RewardError: a reward raised, is not a finite number, or too few could be graded.
+            RewardError: without a pool, a reward raised or is not a finite number; with one, too
+                few could be graded.
         """
         failure_G = None
         if self.pool is None:

@@ -12,7 +12,7 @@ import flax.serialization
 import numpy as np
 
 from asympo_jax.runtime.leases import Lease
-from asympo_jax.types import Group
+from asympo_jax.types import GradingFailure, Group
 
 _GROUP_ARRAYS = {
     "prompt_S": (np.int32, 1),
@@ -116,4 +116,6 @@ def _group_from(data: Any) -> Group:
         raise BadFrame("group.behaviour_logp_GT must have the shape of group.response_GT")
     if not ((data["length_G"] >= 1) & (data["length_G"] <= room)).all():
         raise BadFrame(f"group.length_G must be from 1 to {room}")
+    if not np.isin(data.get("failure_G", 0), list(GradingFailure)).all():
+        raise BadFrame(f"group.failure_G must be from 0 to {max(GradingFailure)}")
     return Group(ticket=data["ticket"], version=data["version"], **{n: data[n] for n in arrays})

@@ -37,7 +37,7 @@ class Countdown(Task):
 
     Args:
         num_numbers: numbers in a problem, 2 … 6.
-        max_number: largest of them, 2 … 100.
+        max_number: largest of them, 3 … 100; of ones and twos no problem is held out.
         max_target: largest target, 10 … 10000; targets are whole and positive.
         tokenizer_dir: Hugging Face directory of a model's tokenizer and chat template; empty for
             one id a character.
@@ -55,7 +55,7 @@ class Countdown(Task):
     ):
         for name, value, low, high in (
             ("num_numbers", num_numbers, 2, 6),
-            ("max_number", max_number, 2, 100),
+            ("max_number", max_number, 3, 100),
             ("max_target", max_target, 10, 10_000),
         ):
             if not low <= value <= high:

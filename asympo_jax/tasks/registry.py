@@ -13,6 +13,8 @@ _TASKS = {
     "math": "asympo_jax.tasks.math:Math",
 }
 
+_OF_A_TOKENIZER = ("vocab_size", "stop_ids", "encode", "encode_prompt", "decode")
+
 
 def make_task(name: str, **options: Any) -> Task:
     """The task called `name`, or the class at import path `my_module:MyTask`.
@@ -22,7 +24,8 @@ def make_task(name: str, **options: Any) -> Task:
         **options: keyword arguments of the task's constructor.
 
     Raises:
-        ValueError: an unknown name, a path that does not lead to a `Task`, an unknown option.
+        ValueError: an unknown name, a path that does not lead to a `Task`, an unknown option, or a
+            task without a whole tokenizer.
     """
     path = name if ":" in name else _TASKS.get(name)
     if path is None:
@@ -41,13 +44,21 @@ def make_task(name: str, **options: Any) -> Task:
         if option not in allowed:
             raise ValueError(f"task.{option} is not an option of task {name!r}; it has {allowed}")
     try:
-        return found(**options)
+        task = found(**options)
     except ValueError:
         raise  # names the option, as ours do
     except Exception as error:
         raise ValueError(
             f"task.name={name!r}: cannot be made ({type(error).__name__}: {error})"
         ) from error
+    tokenizer = getattr(task, "tokenizer", None)
+    missing = [part for part in _OF_A_TOKENIZER if not hasattr(tokenizer, part)]
+    if missing:
+        raise ValueError(
+            f"task.name={name!r}: its tokenizer, {tokenizer!r:.80}, has no {', '.join(missing)}; "
+            "derive its class from asympo_jax.tokenizers.Tokenizer"
+        )
+    return task
 
 
 def _is_complete_task(found: Any) -> bool:
