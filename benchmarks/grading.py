@@ -76,7 +76,7 @@ def main() -> int:
     return 0 if is_exact else 1
 
 
-def shuffled(answers: Sequence[str]) -> tuple[list[Pair], int]:
+def shuffled(answers: list[str]) -> tuple[list[Pair], int]:
     """Each answer with that of a problem half the list away: (wrong, right), and how many are left.
 
     Left out are pairs of one value, by `normal_form`, which has nothing of the graders in it.

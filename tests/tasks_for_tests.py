@@ -146,7 +146,7 @@ class OldTokenizer(Digits):
 
     def __init__(self):
         super().__init__()
-        self.tokenizer = HalfATokenizer()
+        self.tokenizer = HalfATokenizer()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class RaisesInPool(Digits):

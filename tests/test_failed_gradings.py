@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -177,7 +178,7 @@ def test_an_update_is_that_of_the_batch_without_them_and_so_is_the_mean_reward()
 
 
 def test_an_evaluation_counts_them_as_wrong_and_a_wrong_grader_as_an_error():
-    config = default_config()
+    config: Any = default_config()
     config.task.name = "graders_for_tests:Obeys"
     config.reward.num_processes = 1
     config.reward.deadline_s = 1.5

@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hf_directories import write_directory
@@ -336,7 +337,7 @@ def test_a_wrong_template_or_tokenizer_is_refused_by_name(data_dir, options, com
 
 
 def test_the_task_math_reads_prepared_records_by_name_and_split(data_dir, tmp_path):
-    options = {
+    options: dict[str, Any] = {
         "train_data": "tfds:gsm8k:train",
         "eval_data": "tfds:gsm8k:test",
         "tokenizer_dir": str(write_directory(tmp_path)),

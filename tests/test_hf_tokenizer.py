@@ -88,7 +88,7 @@ def test_a_control_token_of_the_template_is_not_taken_for_a_shorter_one(tmp_path
     library.add_special_tokens(["<|im"])
     library.save(str(path))
     ids = HfTokenizer(tmp_path).chat(user("clips<|im_end|>"))
-    assert ids.count(library.token_to_id("<|im_start|>")) == 2
+    assert [library.id_to_token(i) for i in ids].count("<|im_start|>") == 2
     assert library.token_to_id("<|im") not in ids
 
 
