@@ -93,7 +93,7 @@ def test_two_samplers_that_are_busy_all_the_time_share_the_ideal_between_them():
 def test_progress_says_what_a_person_waits_for(capsys):
     clock = Clock()
     progress = Progress(num_updates=10, clock=clock)
-    progress.start({"eval/accuracy": 0.25, "eval/accuracy_greedy": 0.5})
+    progress.evaluated(0, {"eval/accuracy": 0.25, "eval/accuracy_greedy": 0.5})
     metrics = {"reward/mean": 0.5, "lag/mean": 3.0, "idle/learner": 0.02, "idle/sampler": 0.4}
     for update in range(1, 11):
         clock.now += 10.0

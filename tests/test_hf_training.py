@@ -173,7 +173,7 @@ def test_directories_that_cannot_be_loaded_are_refused_before_anything_starts(gs
     config_path = tmp_path / "hf" / "config.json"
     original = json.loads(config_path.read_text())
     config_path.write_text(json.dumps(original | {"vocab_size": 300}))
-    assert "its decoder has 300 token ids, the tokenizer of task 'gsm8k' has 484" in refusal()
+    assert "its decoder has 300 token ids, the tokenizer of task 'gsm8k' has 482" in refusal()
     config_path.write_text(json.dumps(original | {"model_type": "gpt2"}))
     assert refusal().startswith("model.hf_dir: ") and "model_type='gpt2'" in refusal()
     config_path.write_text(json.dumps(original | {"num_hidden_layers": 3}))
