@@ -33,7 +33,13 @@ _OPTIMIZER = {
     "weight_decay": 0.0,
     "clip_norm": 1.0,
 }
-_LEARNER = {"platform": "", "micro_batch": 8, "logp_chunk": 1024, "proximal_every_updates": 4}
+_LEARNER = {
+    "platform": "",
+    "micro_batch": 8,
+    "remat": False,
+    "logp_chunk": 1024,
+    "proximal_every_updates": 4,
+}
 _SAMPLER = {
     "count": 1,
     "platform": "cpu",
@@ -49,7 +55,13 @@ _SAMPLER = {
     "record_behaviour_logp": False,
     "params_dtype": "float32",
 }
-_EVAL = {"every_updates": 10, "num_prompts": 512, "samples_per_prompt": 1, "max_waiting": 4}
+_EVAL = {
+    "every_updates": 10,
+    "num_prompts": 512,
+    "samples_per_prompt": 1,
+    "max_rows": 512,
+    "max_waiting": 4,
+}
 _LOG = {
     "rollouts_every_updates": 25,
     "rollouts_groups": 2,

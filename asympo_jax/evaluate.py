@@ -24,12 +24,12 @@ _OTHERS = (
     flags.DEFINE_enum("platform", None, ["cpu", "cuda", "tpu"], "Of jax; the config's by default."),
     flags.DEFINE_integer("update", None, "Of the checkpoint; the newest by default.", 0),
     flags.DEFINE_integer("num_prompts", None, "The config's by default.", 1),
-    flags.DEFINE_integer("samples", None, "Responses a prompt, k; 4 by default.", 1),
+    flags.DEFINE_integer("samples", None, "Responses a prompt, k; the config's by default.", 1),
     flags.DEFINE_float("temperature", None, "The config's by default; 0 is greedy alone."),
     flags.DEFINE_integer("top_k", None, "The config's by default."),
     flags.DEFINE_float("top_p", None, "The config's by default."),
     flags.DEFINE_integer("seed", 0, "Of the draws; 0 draws as training does.", 0, 2**32 - 1),
-    flags.DEFINE_integer("max_rows", 512, "Responses worked at once.", 1),
+    flags.DEFINE_integer("max_rows", None, "Responses at once; the config's by default.", 1),
 )
 
 

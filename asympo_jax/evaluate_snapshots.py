@@ -7,14 +7,14 @@ command for checkpoints.
 import sys
 
 from asympo_jax import experiment
-from asympo_jax.processes import told
+from asympo_jax.processes import read_arguments
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.evaluations import EvaluatorLoop
 
 
 def main() -> int:
     """Pins itself, evaluates what the learner asks for until that closes the pipe."""
-    given = told(__doc__)
+    given = read_arguments(__doc__)
     loop = EvaluatorLoop(given.fd)
     # XLA sizes its thread pool when the first array is made: pin before.
     placement.pin(given.cores)

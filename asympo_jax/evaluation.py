@@ -6,6 +6,7 @@ left out of the throughput, and so is the first chunk, which compiles, where the
 """
 
 import contextlib
+import copy
 import dataclasses
 import pathlib
 import time
@@ -29,8 +30,6 @@ from asympo_jax.settings import ExperimentConfig
 from asympo_jax.tasks import RewardError, Task, answer_of
 from asympo_jax.types import GradingFailure
 
-_SAMPLES = 4
-
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -44,7 +43,7 @@ class Request:
         out: where the two files go; the workdir.
         platform: of jax; `learner.platform`.
         num_prompts: held-out prompts.
-        samples: responses a prompt (k); 4, and 1 at temperature 0.
+        samples: responses a prompt (k); 1 at temperature 0.
         temperature: 0 is greedy alone.
         top_k: as of `sampler`.
         top_p: as of `sampler`.
@@ -64,7 +63,7 @@ class Request:
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
-    max_rows: int = 512
+    max_rows: int | None = None
 
     def __post_init__(self):
         """Refuses what does not go together."""
@@ -96,13 +95,17 @@ class Request:
             config = workdirs.read_config(self.workdir)
         else:
             assert self.config is not None
+            config = copy.deepcopy(self.config)
             # Before references are resolved: task.tokenizer_dir may be one.
-            self.config.model.hf_dir = str(self.hf_dir)
-            config = self.config.copy_and_resolve_references()
+            config.model.hf_dir = str(self.hf_dir)
+            config = config.copy_and_resolve_references()
             config.warmup.num_steps = 0  # nothing is trained, so no demonstrations are needed
             shape = default_config().model.to_dict()  # the directory's counts, not the config's
             config.model.update(shape | {name: config.model[name] for name in ("dtype", "hf_dir")})
-        config.eval.samples_per_prompt = 1 if self.is_greedy else self.samples or _SAMPLES
+        if self.is_greedy or self.samples is not None:
+            config.eval.samples_per_prompt = self.samples or 1
+        if self.max_rows is not None:
+            config.eval.max_rows = self.max_rows
         if self.num_prompts is not None:
             config.eval.num_prompts = self.num_prompts
         if self.temperature:
@@ -143,7 +146,6 @@ class Prepared:
         evaluator = dataclasses.replace(
             experiment.make_evaluator(self.config, self.parts),
             seed=self.request.seed,
-            max_rows=self.request.max_rows,
         )
         with _failures():
             greedy = _graded("greedy", evaluator, evaluator.greedy_answers(self.params))
@@ -201,8 +203,9 @@ def prepare(request: Request) -> Prepared:
         placement.start_backend("platform", platform)
         if request.workdir is not None:
             state = states.load_state(config, parts, request.workdir, request.update)
+            params = experiment.as_sampled(config, state.policy)
             subject = {"workdir": str(request.workdir), "updates": int(state.update)}
-            return Prepared(request, config, parts, state.policy, subject, out)
+            return Prepared(request, config, parts, params, subject, out)
         assert request.hf_dir is not None
         model = models.load(request.hf_dir, config.model["dtype"])
         subject = {"hf_dir": str(request.hf_dir)}

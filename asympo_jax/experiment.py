@@ -5,6 +5,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+
 from asympo_jax import import_path, models
 from asympo_jax.hf_tokenizer import HfTokenizer
 from asympo_jax.models import ModelConfig
@@ -159,6 +161,12 @@ def _make_grader(config: ExperimentConfig, task: Task, pool: RewardPool | None) 
 def _check_lengths(config: ExperimentConfig, task: Task) -> None:
     """Refuses a prompt that does not fit, among the held-out ones in use and as many others."""
     room = config.sampler.max_prompt_tokens
+    kept = config.task_options.get("max_prompt_tokens", 0)
+    if isinstance(kept, int) and kept > room:
+        raise ValueError(
+            f"task.max_prompt_tokens={kept}: must be at most sampler.max_prompt_tokens={room}, the "
+            "samplers' room for a prompt"
+        )
     num_prompts = config.eval.num_prompts
     prompts = [task.eval_prompt(i) for i in range(num_prompts)]
     prompts += [task.train_prompt(i) for i in range(min(num_prompts, task.num_train))]
@@ -195,19 +203,30 @@ def make_evaluator(config: ExperimentConfig, parts: Parts) -> Evaluator:
         samples_per_prompt=config.eval.samples_per_prompt,
         draw=_draw_params(config),
         correct=parts.correct,
+        max_rows=config.eval.max_rows,
     )
+
+
+def as_sampled(config: ExperimentConfig, params: Any) -> Any:
+    """Parameters as samplers have them, rounded to `sampler.params_dtype`."""
+    dtype = config.sampler.params_dtype
+    return jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), params)
 
 
 def make_evaluate(
     config: ExperimentConfig, parts: Parts
 ) -> Callable[[Any, bool], dict[str, float]]:
     """(Parameters, whether greedily, too) -> metrics of an evaluation."""
-    evaluator = make_evaluator(config, parts)
+    evaluator, pool = make_evaluator(config, parts), parts.grader.pool
 
     def evaluate(params: Any, greedily: bool) -> dict[str, float]:
+        params = as_sampled(config, params)
+        failed_before = 0 if pool is None else pool.num_failed
         found = {"eval/accuracy": evaluator.sampled(params).mean}
         if greedily:
             found["eval/accuracy_greedy"] = evaluator.greedy(params).mean
+        if pool is not None:
+            found["eval/ungraded"] = float(pool.num_failed - failed_before)
         return found
 
     return evaluate

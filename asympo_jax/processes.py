@@ -35,14 +35,14 @@ class Launcher:
     def start_samplers(self, broker: Broker) -> LocalSamplers:
         """The samplers, which lease from the broker."""
         sampler = self.config.sampler
-        environment = placement.sampler_environment(sampler.platform, sampler.visible_devices)
+        environment = placement.role_environment(sampler.platform, sampler.visible_devices)
         command = self._command("asympo_jax.sample")
         return LocalSamplers(broker, command, environment, sampler.count)
 
     def start_evaluator(self) -> EvaluatorProcess:
         """The process that evaluates snapshots."""
         evaluation = self.config.eval
-        environment = placement.sampler_environment(evaluation.platform, evaluation.visible_devices)
+        environment = placement.role_environment(evaluation.platform, evaluation.visible_devices)
         return EvaluatorProcess(self._command("asympo_jax.evaluate_snapshots"), environment)
 
     def _command(self, program: str) -> list[str]:
@@ -59,8 +59,8 @@ class Launcher:
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
-    """What a process was started with.
+class Arguments:
+    """What a process of a run was started with.
 
     Attributes:
         config: the experiment.
@@ -77,8 +77,8 @@ class Told:
     fd: int
 
 
-def told(description: str | None) -> Told:
-    """Reads the arguments that a `Launcher` gave."""
+def read_arguments(description: str | None) -> Arguments:
+    """Reads what a `Launcher` put on the command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, help="config.json of the run")
     parser.add_argument("--snapshots", required=True, help="directory of the snapshots")
@@ -87,7 +87,7 @@ def told(description: str | None) -> Told:
     parser.add_argument("--index", type=int, default=0, help="number of this sampler")
     parser.add_argument("--fd", required=True, type=int, help="file descriptor of the pipe")
     arguments = parser.parse_args()
-    return Told(
+    return Arguments(
         config=resolve(from_plain(read_json(arguments.config))),
         store=SnapshotStore(arguments.snapshots, arguments.run_id),
         cores=[int(core) for core in arguments.cores.split(",")],

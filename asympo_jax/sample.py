@@ -6,7 +6,7 @@ Not for use by hand: it needs that pipe and the snapshots of a running learner.
 import sys
 
 from asympo_jax import experiment
-from asympo_jax.processes import told
+from asympo_jax.processes import read_arguments
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.local import LocalClient
 from asympo_jax.runtime.sampler import SamplerLoop
@@ -14,7 +14,7 @@ from asympo_jax.runtime.sampler import SamplerLoop
 
 def main() -> int:
     """Pins itself, connects, samples until the learner closes the pipe."""
-    given = told(__doc__)
+    given = read_arguments(__doc__)
     client = LocalClient(given.fd)
     sampler = given.config.sampler
     # XLA sizes its thread pool when the first array is made: pin before.

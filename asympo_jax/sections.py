@@ -13,6 +13,7 @@ class LearnerConfig:
     Attributes:
         platform: jax platform; empty for jax's own choice.
         micro_batch: responses whose activations are held at once; 0 for the whole batch.
+        remat: hold the activations of one block at a time, and compute them twice.
         logp_chunk: tokens whose logits are held at once.
         proximal_every_updates: updates after which the proximal parameters, of objectives that
             need them, are renewed.
@@ -20,6 +21,7 @@ class LearnerConfig:
 
     platform: str
     micro_batch: int
+    remat: bool
     logp_chunk: int
     proximal_every_updates: int
 
@@ -116,11 +118,7 @@ class SamplerConfig:
             "must be 'float32' or 'bfloat16'",
             "params_dtype",
         )
-        if self.visible_devices and self.platform == "cpu":
-            raise ValueError(
-                f"sampler.visible_devices={self.visible_devices!r}: goes with sampler.platform "
-                "'cuda' or 'tpu', not 'cpu'"
-            )
+        _check_visible(self, "sampler")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,16 +160,18 @@ class EvalConfig:
         every_updates: during training; 0 only before and after.
         num_prompts: held-out prompts; at most what the task has.
         samples_per_prompt: k of avg@k.
+        max_rows: responses worked at once; those to one prompt always are.
         process: whether snapshots are evaluated in a process of its own, which never holds up the
-            learner; else the learner evaluates.
+            learner; else the learner evaluates. Unset for yes, if there are other processes.
         max_waiting: snapshots that may be kept for that process; evaluations beyond are left out.
-        platform: jax platform of that process.
-        visible_devices: as `sampler.visible_devices`, of that process.
+        platform: jax platform of that process; unset for the samplers'.
+        visible_devices: as `sampler.visible_devices`, of that process; unset for the samplers'.
     """
 
     every_updates: int
     num_prompts: int
     samples_per_prompt: int
+    max_rows: int
     process: bool
     max_waiting: int
     platform: str
@@ -187,6 +187,7 @@ class EvalConfig:
             "must be at least 1",
             "num_prompts",
             "samples_per_prompt",
+            "max_rows",
             "max_waiting",
         )
         _require(
@@ -196,6 +197,7 @@ class EvalConfig:
             "must be 'cpu', 'cuda' or 'tpu'",
             "platform",
         )
+        _check_visible(self, "eval")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +245,15 @@ class LogConfig:
             "rollouts_every_updates",
             "rollouts_groups",
             "gradients_every_updates",
+        )
+
+
+def _check_visible(section: Any, name: str) -> None:
+    """Refuses a choice of accelerators for a process that has none."""
+    if section.visible_devices and section.platform == "cpu":
+        raise ValueError(
+            f"{name}.visible_devices={section.visible_devices!r}: goes with {name}.platform 'cuda' "
+            "or 'tpu', not 'cpu'"
         )
 
 

@@ -131,8 +131,11 @@ def shrink(config: ml_collections.ConfigDict, family: str) -> None:
     config.sampler.max_response_tokens = 32
     config.sampler.segment = 32
     config.sampler.platform = "cpu"
+    config.sampler.visible_devices = ""
+    config.sampler.prompts_per_lease = 4
     config.sampler.params_dtype = "float32"
     config.learner.micro_batch = 4
+    config.learner.remat = False
     config.learner.logp_chunk = 256
     config.reward.overlong_buffer = 0
     config.optimizer.warmup_updates = 0

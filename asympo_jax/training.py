@@ -19,7 +19,7 @@ from asympo_jax.endings import Diverged, RunFailed
 from asympo_jax.initial import check_initial, initial_params
 from asympo_jax.learning import TrainState, make_optimizer, make_sign_gradients, make_train_step
 from asympo_jax.processes import Launcher
-from asympo_jax.progress import Progress
+from asympo_jax.progress import Progress, say
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.checkpoint import Checkpointer, CheckpointRefused
@@ -123,6 +123,9 @@ def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
     """
     parts = experiment.build_parts(config)
     check_initial(config)
+    left_out = {kind: getattr(parts.task, f"num_{kind}_left_out", 0) for kind in ("train", "eval")}
+    if any(left_out.values()):
+        say(f"problems left out: {left_out['train']} of training, {left_out['eval']} held out")
     workdirs.check_writable("workdir", workdir)
     if config.warmup.num_steps:
         workdirs.check_writable("warmup.dir", workdirs.warmup_directory(config, workdir))
@@ -243,6 +246,7 @@ class _Run:
     ) -> Learner:
         """The learner's loop with everything that it needs."""
         config, parts = self.config, self.parts
+        model = dataclasses.replace(parts.model, remat=config.learner.remat)
         in_process = config.runtime_name == "sync"
 
         def show(update: int, metrics: dict[str, float]) -> None:
@@ -251,9 +255,9 @@ class _Run:
 
         return Learner(
             step=make_train_step(
-                parts.model, config.objective, make_optimizer(config.optimizer), config.step
+                model, config.objective, make_optimizer(config.optimizer), config.step
             ),
-            sign_gradients=make_sign_gradients(parts.model, config.objective, config.step),
+            sign_gradients=make_sign_gradients(model, config.objective, config.step),
             broker=broker,
             store=self.store,
             pacing=config.pacing,

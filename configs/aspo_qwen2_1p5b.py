@@ -11,15 +11,20 @@ object a line with "problem" and "answer", such as those of MATH and MATH-500.
 Hyper-parameters: learning rate 1e-6 after 10 updates of warm-up, weight decay 0.1, clip of the
 gradient 1.0, 64 prompts of 8 responses at temperature 1, ratios from 0.8 to 1.2, cap 3, KL
 coefficient 0.001 and the mean over tokens are those of
-`scripts/train/run_archer2.0_qwen2.5_1.5b_math.sh` in github.com/zyh1999/ASPO, a public copy of the
-code of the paper (arXiv:2510.06062). Different here: there a batch of 64 prompts is worked in
-mini-batches of 16, three times over, and the bounds of ratios depend on the entropy of a token;
-here 64 prompts are one update and the bounds are the same for all. The longest response is 1024
-tokens in that copy, and 8192 here, since the model writes its thoughts down.
+`scripts/train/run_archer2.0_qwen2.5_1.5b_math.sh` in github.com/zyh1999/ASPO (commit 3b6f753), a
+public copy of the code of the paper (arXiv:2510.06062). Different there: a batch of 64 prompts is
+worked in mini-batches of 16, three times over; bounds of ratios and the KL term depend on the
+entropy of a token; groups without a difference are left out; responses within 16 tokens of the
+longest, 1024, are penalised; it is validated at temperature 0.6 and top-p 0.95. Here 64 prompts
+are one update, and the longest response is 8192 tokens, since the model writes its thoughts down.
 
 Hardware: not run at this size yet. By arithmetic, 1.78 billion parameters come to 28 GB for the
-learner, before activations: float32 parameters, a gradient and two moments of Adam. The learner
-needs a device of its own that holds them; a sampler holds its copy in bfloat16.
+learner: float32 parameters, a gradient and two moments of Adam. The KL term keeps the initial
+parameters as well, 7 GB. One response at a time, with `learner.remat`, adds the activations of one
+block, of which the attention scores of 9216 positions take 4.1 GB in float32, and the input of
+each block. A sampler and the evaluator hold 3.6 GB of parameters each, and keys and values of 64
+rows, up to 17 GB. Meant: the learner on GPU 0, sampler and evaluator on GPU 1
+(`sampler.visible_devices`), of 80 GB each or more.
 
 A few updates on two CPU cores, with a random model of the same architecture:
 
@@ -55,9 +60,12 @@ def get_config(variant: str = ""):
     config.model.dtype = "bfloat16"
     config.warmup.num_steps = 0
     config.learner.platform = ""
-    config.learner.micro_batch = 8
+    config.learner.micro_batch = 1
+    config.learner.remat = True
     config.learner.logp_chunk = 2048
     config.sampler.platform = "cuda"
+    config.sampler.visible_devices = "1"
+    config.sampler.prompts_per_lease = 8
     config.sampler.params_dtype = "bfloat16"
     config.sampler.max_prompt_tokens = 1024
     config.sampler.max_response_tokens = 8192
@@ -66,6 +74,7 @@ def get_config(variant: str = ""):
     config.optimizer.warmup_updates = 10
     config.optimizer.clip_norm = 1.0
     config.eval.every_updates = 20
+    config.eval.max_rows = 64
     config.checkpoint.every_updates = 20
     if variant == "tiny":
         shrink(config, "qwen2")

@@ -12,8 +12,11 @@ Hyper-parameters: those of the paper (arXiv:2606.03070), which has this model an
 problems, were not to be had; these are customary ones for models of this size, not tuned.
 
 Hardware: not run at this size yet. By arithmetic, 4.02 billion parameters come to 64 GB for the
-learner, before activations: float32 parameters, a gradient and two moments of Adam. The learner
-needs a device of its own that holds them; a sampler holds its copy in bfloat16.
+learner: float32 parameters, a gradient and two moments of Adam. One response at a time, with
+`learner.remat`, adds the activations of one block, of which the attention scores of 4096 positions
+take 2.1 GB in float32, and the input of each block. A sampler and the evaluator hold 8.0 GB of
+parameters each, and keys and values of 64 rows, up to 39 GB. Meant: the learner on GPU 0, sampler
+and evaluator on GPU 1 (`sampler.visible_devices`), of 80 GB each or more.
 
 A few updates on two CPU cores, with a random model of the same architecture:
 
@@ -44,9 +47,12 @@ def get_config(variant: str = ""):
     config.model.dtype = "bfloat16"
     config.warmup.num_steps = 0
     config.learner.platform = ""
-    config.learner.micro_batch = 8
+    config.learner.micro_batch = 1
+    config.learner.remat = True
     config.learner.logp_chunk = 2048
     config.sampler.platform = "cuda"
+    config.sampler.visible_devices = "1"
+    config.sampler.prompts_per_lease = 8
     config.sampler.params_dtype = "bfloat16"
     config.sampler.max_prompt_tokens = 1024
     config.sampler.max_response_tokens = 3072
@@ -55,6 +61,7 @@ def get_config(variant: str = ""):
     config.optimizer.warmup_updates = 10
     config.optimizer.clip_norm = 1.0
     config.eval.every_updates = 20
+    config.eval.max_rows = 64
     config.checkpoint.every_updates = 20
     if variant == "tiny":
         shrink(config, "qwen3")

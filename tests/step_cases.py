@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from tiny_models import LLAMA, params_of
+from model_cases import LLAMA, params_of
 
 from asympo_jax.learning import StepConfig
 from asympo_jax.types import Batch

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hf_directories import write_directory
-from tiny_models import params_of
+from model_cases import params_of
 from tiny_runs import TINY, Finished, Runner
 
 from asympo_jax import evaluation, evaluation_report, models

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from model_cases import LLAMA
 from step_cases import STEP, assert_close, copied_params
-from tiny_models import LLAMA
 from tiny_runs import TINY, Runner
 
 from asympo_jax import objectives

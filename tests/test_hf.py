@@ -14,7 +14,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tiny_models import FAMILIES, LLAMA, QWEN2, QWEN3, params_of
+from model_cases import FAMILIES, LLAMA, QWEN2, QWEN3, params_of
 
 from asympo_jax import models
 from asympo_jax.models.hf.weights import weights

@@ -190,24 +190,35 @@ def test_a_model_may_have_more_rows_than_its_tokenizer_has_ids(gsm8k, tmp_path):
     assert len(known["model"]["vocab"]) < 512
 
 
-def test_config_files_of_real_models_have_a_tiny_variant_that_resolves(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for family in FAMILIES:
-        write_tiny(tmp_path / "runs" / "tiny" / family, family)
-    root = pathlib.Path(__file__).parents[1] / "configs"
-    found = sorted(p.stem for p in root.glob("*.py") if "shrink" in p.read_text())
-    assert found == [
-        "aspo_qwen2_1p5b", "gsm8k_qwen3_1p7b", "math_llama3p2_3b", "math_qwen3_1p7b",
-        "math_qwen3_4b",
-    ]  # fmt: skip
-    for name in found:
-        get_config = runpy.run_path(str(root / f"{name}.py"))["get_config"]
-        resolve(get_config())
-        tiny = resolve(get_config("tiny"))
-        if tiny.task_name == "math":
-            assert build_parts(tiny).task.num_train >= tiny.prompts_per_update
+REAL = {
+    "aspo_qwen2_1p5b": "qwen2",
+    "gsm8k_qwen3_1p7b": "qwen3",
+    "math_llama3p2_3b": "llama3",
+    "math_qwen3_1p7b": "qwen3",
+    "math_qwen3_4b": "qwen3",
+}
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+
+
+def test_configs_of_real_models_resolve_and_refuse_unknown_variants():
+    assert {p.stem for p in CONFIGS.glob("*.py") if "shrink" in p.read_text()} == set(REAL)
+    for name in REAL:
+        get_config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]
+        real = resolve(get_config())
+        assert real.learner.remat and real.step.micro_batch == 1
         with pytest.raises(ValueError, match="must be 'tiny' or left out"):
             get_config("small")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_tiny_variant_of_a_config_is_trained(name, runner, gsm8k, tmp_path):
+    write_tiny(tmp_path / "hf", REAL[name])
+    flags = ["num_updates=1", f"model.hf_dir={tmp_path / 'hf'}", f"task.data_dir={gsm8k}"]
+    flags += ["eval.process=False", "eval.num_prompts=4"]
+    command = [sys.executable, "-m", "asympo_jax.train", f"--workdir={tmp_path / 'run'}"]
+    command += [f"--config={CONFIGS / name}.py:tiny", *(f"--config.{flag}" for flag in flags)]
+    run = runner.finish(tmp_path / "run", command)
+    assert run.result["updates"] == 1
 
 
 # Of torch and transformers, on which nothing here depends.

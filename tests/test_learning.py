@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from model_cases import LLAMA, full_logp, params_of
 from step_cases import STEP, assert_close, copied_params, example_batch
-from tiny_models import LLAMA, full_logp, params_of
 
 from asympo_jax import learning, objectives
 from asympo_jax.learning import OptimizerConfig, WarmupConfig, make_batch

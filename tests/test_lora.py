@@ -16,10 +16,10 @@ import optax
 import pytest
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
+from model_cases import FAMILIES, LLAMA, full_logits, params_of
 from policy_cases import QUICKLY_COMPILED
 from step_cases import ONE_LAYER, STEP, assert_close, copied_params, example_batch
 from test_runs import metrics_lines, wait_for
-from tiny_models import FAMILIES, LLAMA, full_logits, params_of
 from tiny_runs import Finished, Runner
 
 from asympo_jax import experiment, learning, models, objectives, states, workdirs

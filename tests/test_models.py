@@ -4,10 +4,11 @@ import dataclasses
 import re
 
 import jax
+import jax.ad_checkpoint
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import FAMILIES, LLAMA, QWEN3, full_logits, params_of
+from model_cases import FAMILIES, LLAMA, QWEN3, full_logits, params_of
 
 from asympo_jax import models
 from asympo_jax.models import ModelConfig, token_logp
@@ -301,3 +302,23 @@ def test_shapes_that_cannot_be_built_are_refused(wrong, message):
         with pytest.raises(ValueError) as error:
             unchecked.__post_init__()
     assert message in str(error.value)
+
+
+def test_remat_keeps_the_input_of_each_block_alone_and_changes_no_gradient(capsys):
+    shape = dataclasses.replace(LLAMA, num_layers=6)
+    params = params_of(shape)
+    tokens_BT = jnp.asarray(TOKENS)
+    gradients, kept = [], []
+    for remat in (False, True):
+        config = dataclasses.replace(shape, remat=remat)
+
+        def loss(params, config=config):
+            return jnp.square(models.hidden_states(config, params, tokens_BT)[0]).sum()
+
+        gradients.append(jax.jit(jax.grad(loss))(params))
+        jax.ad_checkpoint.print_saved_residuals(loss, params)
+        lines = capsys.readouterr().out.splitlines()
+        kept.append([line for line in lines if "from the argument" not in line])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *gradients)
+    assert len(kept[0]) > 20 * shape.num_layers
+    assert len(kept[1]) < 4 * shape.num_layers

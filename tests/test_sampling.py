@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from tiny_models import LLAMA, QWEN3, full_logits, full_logp, params_of
+from model_cases import LLAMA, QWEN3, full_logits, full_logp, params_of
 
 from asympo_jax import sampling
 from asympo_jax.sampling import EngineConfig, Evaluator, draw_params, generate

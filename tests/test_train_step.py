@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from model_cases import params_of
 from policy_cases import QUICKLY_COMPILED
 from step_cases import ONE_LAYER, STEP, assert_close, copied_params, example_batch
-from tiny_models import params_of
 
 from asympo_jax import learning, objectives
 from asympo_jax.learning.train_step import make_sign_gradients

@@ -26,6 +26,8 @@ class ModelConfig:
         dtype: of activations and matrix products; reductions stay float32. Parameters are float32
             unless a checkpoint was loaded otherwise.
         rope_scaling: how the rotary frequencies are stretched; None for not at all.
+        remat: of a block, keep its input alone for the gradient and compute the rest again: a third
+            more work, and memory for the activations of one block instead of all.
     """
 
     vocab_size: int
@@ -42,6 +44,7 @@ class ModelConfig:
     tied_head: bool = True
     dtype: str = "float32"
     rope_scaling: RopeScaling | None = None
+    remat: bool = False
 
     def __post_init__(self):
         """Refuses shapes that cannot be built.

@@ -143,9 +143,10 @@ class Transformer(nn.Module):
             self.param("head", init, (config.vocab_size, config.width))
         x_BTD = jnp.take(embedding_VD, tokens_BT, axis=0).astype(config.dtype)
         caches_out = []
+        block = nn.remat(Block, static_argnums=(3,)) if config.remat else Block
         for layer in range(config.num_layers):
             cache = None if caches is None else caches[layer]
-            x_BTD, cache = Block(config, name=f"layer_{layer}")(x_BTD, position_BT, attend, cache)
+            x_BTD, cache = block(config, name=f"layer_{layer}")(x_BTD, position_BT, attend, cache)
             caches_out.append(cache)
         return RMSNorm(config.norm_epsilon, name="final_norm")(x_BTD), tuple(caches_out)
 

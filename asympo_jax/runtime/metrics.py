@@ -27,7 +27,7 @@ class MetricsWriter:
     Args:
         workdir: the run's directory.
         resumed_at: the update from which the run carries on; later lines of an earlier attempt are
-            dropped, so every update stands there once.
+            dropped, so every update and every evaluation stands there once.
         tensorboard: whether to write events, too.
     """
 

@@ -62,8 +62,8 @@ def start_backend(field: str, platform: str) -> None:
         raise NoDevice(f"{field}={platform!r}: jax finds no such device here{words}") from error
 
 
-def sampler_environment(platform: str, visible_devices: str) -> dict[str, str]:
-    """Environment of a sampler's process: this one's, with its own platform and devices."""
+def role_environment(platform: str, visible_devices: str) -> dict[str, str]:
+    """Environment of a sampler or the evaluator: this one's, with its own platform and devices."""
     environment = dict(os.environ)
     # Simulated host devices are the learner's; a sampler computes on one. Other flags stay, so that
     # both compile alike.

@@ -3,8 +3,7 @@
 Decisions. A grader is code that may hang, ignore signals, start processes or die, and what it reads
 was written by a model. So it runs in a process of its own, answers in lines of JSON, and is killed
 at the deadline with all that it started (`reward_guard`); a fresh process takes its place. What
-could not be graded is told apart by kind and counted, never silently a 0. One thread drives all
-processes: no call waits longer than the deadlines that it was given.
+could not be graded is counted by kind, never silently a 0. One thread drives all processes.
 """
 
 import contextlib
@@ -87,6 +86,11 @@ class RewardPool:
         # Also where nobody calls `close`: nothing is left behind when the pool or the program ends.
         self._finalizer = weakref.finalize(self, _stop, self._workers)
 
+    @property
+    def num_failed(self) -> int:
+        """Gradings that failed so far, of whatever kind."""
+        return self.counts.total() - self.counts[GradingFailure.NONE]
+
     def close(self) -> None:
         """Ends the processes; the next grading would start them again."""
         _stop(self._workers)
@@ -125,8 +129,7 @@ class RewardPool:
 
     def _refuse_useless(self, texts: Sequence[str], graded: Sequence[Graded]) -> None:
         """Raises once more than half of many gradings failed: nothing is learnt from such a run."""
-        counts, total = self.counts, self.counts.total()
-        num_failed = total - counts[GradingFailure.NONE]
+        counts, total, num_failed = self.counts, self.counts.total(), self.num_failed
         pairs = zip(texts, graded, strict=True)
         examples = [one.words or repr(text[:200]) for text, one in pairs if one.failure]
         if num_failed < _MANY_FAILURES or 2 * num_failed <= total or not examples:

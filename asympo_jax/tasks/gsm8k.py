@@ -160,7 +160,7 @@ def import_tfds() -> Any:
         import tokenizers  # noqa: F401
     except ImportError as error:
         raise ValueError(
-            f"task.name='gsm8k' needs packages that are not installed ({error}): run "
+            f"task 'gsm8k' and tfds: sources need packages that are not installed ({error}): run "
             "`pip install -e '.[data]'` in the project's folder"
         ) from error
     return tensorflow_datasets
