@@ -79,7 +79,8 @@ def read(out: pathlib.Path) -> tuple[dict, list[dict]]:
 def found(hf_dir, tmp_path_factory) -> tuple[dict, list[dict]]:
     """An evaluation of a random decoder, in chunks of five prompts."""
     out = tmp_path_factory.mktemp("out")
-    request = Request(hf_dir=hf_dir, config=config_of(), out=out, num_prompts=24, max_rows=20)
+    asked: dict[str, Any] = {"num_prompts": 24, "samples": 4, "max_rows": 20}
+    request = Request(hf_dir=hf_dir, config=config_of(), out=out, **asked)
     returned = evaluation.prepare(request).run()
     summary, problems = read(out)
     assert returned == summary
@@ -91,7 +92,7 @@ def found(hf_dir, tmp_path_factory) -> tuple[dict, list[dict]]:
 
 def test_any_checkpoint_has_exactly_the_accuracies_that_its_run_found(runner, run_of, tmp_path):
     for update, flags in ((6, []), (2, ["--update=2", f"--out={tmp_path}"])):
-        done = evaluate(runner, f"--workdir={run_of['workdir']}", "--samples=1", *flags)
+        done = evaluate(runner, f"--workdir={run_of['workdir']}", *flags)
         assert done.code == 0, done.stderr
         summary, problems = read(tmp_path if flags else run_of["workdir"])
         for name in ("eval/accuracy", "eval/accuracy_greedy"):
@@ -198,7 +199,8 @@ def test_what_is_asked_for_goes_before_the_config(hf_dir, tmp_path):
         "seed": None,
     }
     assert (config.sampler.temperature, config.sampler.top_k) == (0.5, 3)
-    assert summary["estimates"]["avg@4"]["low"] is None
+    assert summary["estimates"]["avg@1"]["low"] is None
+    assert config.model.hf_dir is None, "the config given is not changed"
     assert "of one prompt, no interval" in evaluation_report.table(summary)
     assert "temperature 1.5, top_k 3, top_p 0.9, seed 0" in evaluation_report.table(summary)
 
