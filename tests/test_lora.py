@@ -46,12 +46,17 @@ def base_of(config: ModelConfig, lora: LoraConfig = LORA) -> Any:
     return models.frozen_base(config, params_of(config), lora)
 
 
+def by_path(tree: Any) -> dict[tuple[str, ...], Any]:
+    flat: Any = flatten_dict(tree)
+    return flat
+
+
 def copied(tree: Any) -> Any:
     return jax.tree.map(np.array, tree)
 
 
 def leaf_names(tree: Any) -> set[str]:
-    return {path[-1] for path in flatten_dict(tree)}
+    return {path[-1] for path in by_path(tree)}
 
 
 # -------------------------------------------------------------------------------------- decoder
@@ -102,7 +107,7 @@ def test_merged_weights_are_the_same_decoder(config):
 def test_each_target_alone_adapts_its_own_kernels(target):
     lora = dataclasses.replace(LORA, targets=target)
     adapted = models.with_adapters(base_of(ONE_LAYER, lora), adapters_of(ONE_LAYER, lora))
-    merged, plain = flatten_dict(models.merge(adapted)), flatten_dict(params_of(ONE_LAYER))
+    merged, plain = by_path(models.merge(adapted)), by_path(params_of(ONE_LAYER))
     changed = {path for path in plain if not np.array_equal(merged[path], plain[path])}
     part = "mlp" if target in ("gate", "up", "down") else "attention"
     assert changed == {("layer_0", part, target, "kernel")}
@@ -113,10 +118,10 @@ def test_merging_does_not_round_what_bfloat16_weights_would_lose():
     small = jax.tree.map(lambda x: 1e-3 * x, adapters_of(ONE_LAYER))
     merged = models.merge(models.with_adapters(models.frozen_base(ONE_LAYER, plain, LORA), small))
     place = ("layer_0", "mlp", "up")
-    before = flatten_dict(plain)[(*place, "kernel")].astype(jnp.float32)
-    flat = flatten_dict(small)
+    before = by_path(plain)[(*place, "kernel")].astype(jnp.float32)
+    flat = by_path(small)
     delta = LORA.scale * flat[(*place, "lora_a")] @ flat[(*place, "lora_b")]
-    found = flatten_dict(merged)[(*place, "kernel")]
+    found = by_path(merged)[(*place, "kernel")]
     np.testing.assert_allclose(found - before, delta, atol=1e-7)
 
 
@@ -130,8 +135,8 @@ def test_gradients_of_adapters_are_the_projected_gradient_of_the_kernels():
 
     adapted = models.with_adapters(base, adapters)
     found = jax.grad(lambda adapters: loss(models.with_adapters(base, adapters)))(adapters)
-    by_kernel = flatten_dict(jax.grad(loss)(models.merge(adapted)))
-    flat, found = flatten_dict(adapters), flatten_dict(found)
+    by_kernel = by_path(jax.grad(loss)(models.merge(adapted)))
+    flat, found = by_path(adapters), by_path(found)
     assert len(found) == 2 * len(TARGETS)
     for place in {path[:-1] for path in found}:
         a, b = flat[(*place, "lora_a")], flat[(*place, "lora_b")]
@@ -171,11 +176,11 @@ def test_a_gradient_of_an_adapter_is_the_slope_of_the_loss():
 def test_an_adapter_starts_with_variance_one_over_inputs_whatever_others_there_are():
     config = dataclasses.replace(ONE_LAYER, width=64, head_width=16)
     lora = LoraConfig(rank=32)
-    adapters = flatten_dict(models.init_adapters(config, lora, jax.random.key(1)))
+    adapters = by_path(models.init_adapters(config, lora, jax.random.key(1)))
     alone = models.init_adapters(
         config, dataclasses.replace(lora, targets="out,up"), jax.random.key(1)
     )
-    for path, x in flatten_dict(alone).items():
+    for path, x in by_path(alone).items():
         np.testing.assert_array_equal(x, adapters[path])
     for path, x in adapters.items():
         assert x.dtype == jnp.float32
@@ -249,8 +254,8 @@ def test_updates_move_every_adapter_and_leave_the_base_where_it_is():
     step = quickly(
         learning.make_train_step(ONE_LAYER, objectives.make("asympo"), optimizer, STEP), first
     )
-    for _ in range(2):
-        state, metrics = step(state, example_batch())
+    state, _ = step(state, example_batch())
+    state, metrics = step(state, example_batch())
     jax.tree.map(np.testing.assert_array_equal, state.base, before)
     assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.base)] == buffers
     moved = jax.tree.map(lambda x, y: not np.array_equal(x, y), state.params, adapters)
@@ -264,8 +269,8 @@ def test_the_step_holds_no_second_copy_of_the_base():
     config = dataclasses.replace(ONE_LAYER, vocab_size=4000, width=128)
     base = models.frozen_base(config, params_of(config), LORA)
     state = learning.state_from_params(adapters_of(config), optax.sgd(1.0), base=base)
-    step = dataclasses.replace(STEP, micro_batch=1)
-    step = learning.make_train_step(config, objectives.make("asympo"), optax.sgd(1.0), step)
+    rows = dataclasses.replace(STEP, micro_batch=1)
+    step: Any = learning.make_train_step(config, objectives.make("asympo"), optax.sgd(1.0), rows)
     memory = step.lower(state, example_batch()).compile().memory_analysis()
     num_bytes = sum(x.nbytes for x in jax.tree.leaves(base))
     assert memory.alias_size_in_bytes > num_bytes
@@ -274,7 +279,8 @@ def test_the_step_holds_no_second_copy_of_the_base():
 
 @pytest.mark.parametrize("name", ["asympo", "m2po", "decoupled_ppo"])
 def test_no_split_into_micro_batches_changes_an_update_of_adapters(name):
-    optimizer, options = optax.sgd(1.0), {"limit": 3.0} if name == "m2po" else {}
+    optimizer = optax.sgd(1.0)
+    options: dict[str, Any] = {"limit": 3.0} if name == "m2po" else {}
     after = {}
     for micro_batch in (0, 2):
         config = dataclasses.replace(STEP, micro_batch=micro_batch)
@@ -303,7 +309,8 @@ def test_the_halves_by_sign_make_up_the_gradient_of_the_adapters():
 
 
 def test_kept_parameters_are_adapters_and_the_reference_is_the_policy_of_update_zero():
-    optimizer, options = optax.sgd(0.3), {"name": "decoupled_ppo", "kl_coefficient": 0.1}
+    optimizer = optax.sgd(0.3)
+    options: dict[str, Any] = {"name": "decoupled_ppo", "kl_coefficient": 0.1}
     state = new_state(optimizer, **options)
     assert leaf_names(state.proximal) == leaf_names(state.reference) == {"lora_a", "lora_b"}
     leaves = jax.tree.leaves(state)
@@ -358,7 +365,7 @@ def test_snapshots_in_bfloat16_do_not_round_the_scale(tmp_path):
     store = SnapshotStore(tmp_path, "run-1", "bfloat16")
     store.write_base(base_of(ONE_LAYER, lora))
     store.write(0, adapters_of(ONE_LAYER, lora))
-    flat = flatten_dict(store.read_policy(0))
+    flat = by_path(store.read_policy(0))
     for path, x in flat.items():
         is_scale = path[-1] == "lora_scale"
         assert x.dtype == (jnp.float32 if is_scale else jnp.bfloat16)

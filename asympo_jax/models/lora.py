@@ -7,6 +7,7 @@ belongs to the frozen base, not to a config: whoever has base and adapters canno
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +134,7 @@ def merge(params: Params) -> Params:
     Args:
         params: what `with_adapters` gives; parameters without adapters come back as they are.
     """
-    flat = dict(flatten_dict(params))
+    flat: Any = dict(flatten_dict(params))
     for place in [path[:-1] for path in flat if path[-1] == "lora_scale"]:
         scale, a, b = (flat.pop((*place, f"lora_{name}")) for name in ("scale", "a", "b"))
         # Without it TPUs multiply in bfloat16.

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def save_adapters(
 
 def _tensors(config: ModelConfig, lora: LoraConfig, adapters: Params) -> Mapping[str, np.ndarray]:
     """PEFT's tensors by name: A is [r, in] and B [out, r], heads flattened."""
-    flat = flatten_dict(jax.device_get(adapters), sep="/")
+    flat: Any = flatten_dict(jax.device_get(adapters), sep="/")
     tensors = {}
     for weight in weights(config):
         place, _, leaf = weight.path.rpartition("/")
