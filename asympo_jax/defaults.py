@@ -61,6 +61,7 @@ _EVAL = {
     "samples_per_prompt": 1,
     "max_rows": 512,
     "max_waiting": 4,
+    "deadline_s": 7200.0,
 }
 _LOG = {
     "rollouts_every_updates": 25,

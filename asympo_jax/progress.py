@@ -112,6 +112,13 @@ def who_waits(learner: float, sampler: float) -> str:
     return f"learner waits {learner:.0%}, samplers wait {sampler:.0%}"
 
 
+def say_left_out(task: object) -> None:
+    """Tells how many problems a task does not ask, such as those that are too long."""
+    train, held_out = (getattr(task, f"num_{kind}_left_out", 0) for kind in ("train", "eval"))
+    if train or held_out:
+        say(f"problems left out: {train} of training, {held_out} held out")
+
+
 def say(line: str) -> None:
     """A line to standard error, where it mixes with no result; without one, to nobody."""
     with contextlib.suppress(OSError, AttributeError, ValueError):  # closed, full, or None

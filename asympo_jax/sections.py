@@ -164,6 +164,7 @@ class EvalConfig:
         process: whether snapshots are evaluated in a process of its own, which never holds up the
             learner; else the learner evaluates. Unset for yes, if there are other processes.
         max_waiting: snapshots that may be kept for that process; evaluations beyond are left out.
+        deadline_s: seconds without any evaluation after which the end of the run gives up waiting.
         platform: jax platform of that process; unset for the samplers'.
         visible_devices: as `sampler.visible_devices`, of that process; unset for the samplers'.
     """
@@ -174,6 +175,7 @@ class EvalConfig:
     max_rows: int
     process: bool
     max_waiting: int
+    deadline_s: float
     platform: str
     visible_devices: str
 
@@ -196,6 +198,9 @@ class EvalConfig:
             lambda x: x in ("cpu", "cuda", "tpu"),
             "must be 'cpu', 'cuda' or 'tpu'",
             "platform",
+        )
+        _require(
+            self, "eval", lambda x: 0 < x <= 1e6, "must be above 0, at most 1000000", "deadline_s"
         )
         _check_visible(self, "eval")
 

@@ -19,7 +19,7 @@ from asympo_jax.endings import Diverged, RunFailed
 from asympo_jax.initial import check_initial, initial_params
 from asympo_jax.learning import TrainState, make_optimizer, make_sign_gradients, make_train_step
 from asympo_jax.processes import Launcher
-from asympo_jax.progress import Progress, say
+from asympo_jax.progress import Progress, say_left_out
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.checkpoint import Checkpointer, CheckpointRefused
@@ -123,9 +123,7 @@ def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
     """
     parts = experiment.build_parts(config)
     check_initial(config)
-    left_out = {kind: getattr(parts.task, f"num_{kind}_left_out", 0) for kind in ("train", "eval")}
-    if any(left_out.values()):
-        say(f"problems left out: {left_out['train']} of training, {left_out['eval']} held out")
+    say_left_out(parts.task)
     workdirs.check_writable("workdir", workdir)
     if config.warmup.num_steps:
         workdirs.check_writable("warmup.dir", workdirs.warmup_directory(config, workdir))
@@ -164,15 +162,14 @@ class _Run:
             stack.callback(writer.close)
             broker.open(int(state.update))
             progress = Progress(config.pacing.num_updates)
-            log = EvaluationLog(evaluations, writer, progress.evaluated, config.eval.max_waiting)
+            bounds = (config.eval.max_waiting, config.eval.deadline_s)
+            log = EvaluationLog(evaluations, writer, progress.evaluated, *bounds)
             self._request_first(log, state, progress)
             log.collect()
             state = self._learner(broker, checkpointer, writer, progress, log).run(state)
             self._save(checkpointer, broker, state)
             checkpointer.wait()
-            after = log.last(
-                int(state.update), state.policy, config.stall_s, interrupts.raise_if_received
-            )
+            after = log.last(int(state.update), state.policy, interrupts.raise_if_received)
             return {
                 "objective": config.objective.name,
                 "parameters_sha256": parameters_sha256(state.params),
@@ -207,8 +204,10 @@ class _Run:
             for line in read_metrics(self.workdir / "metrics.jsonl")
             if "eval/accuracy" in line
         }
-        for version in self.store.versions():
-            if version not in known and self._cadence().is_evaluated(version):
+        # The newest first: those that do not fit are the older ones. The last one comes by itself.
+        for version in reversed(self.store.versions()):
+            due = version == 0 or self._cadence().is_evaluated(version)
+            if due and version not in known and version < self.config.pacing.num_updates:
                 log.request(version, self.store.read_policy(version))
 
     def _first_state(self, checkpointer: Checkpointer, broker: Broker) -> TrainState:

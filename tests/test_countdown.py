@@ -81,6 +81,7 @@ def test_an_expression_of_all_numbers_with_the_right_value_earns_1(task, text):
         "#3+5*7",
         "#(3+5)*7\n#3",
         "#(3+5)*7=56=56",
+        "#(3+5)*7=99",
         "#(3+5*7",
         "#3+5)*7",
         "#(3+5)*7/0",

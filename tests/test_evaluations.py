@@ -40,8 +40,8 @@ def writer(tmp_path):
     writer.close()
 
 
-def make_log(evaluations, writer, max_waiting=2) -> EvaluationLog:
-    return EvaluationLog(evaluations, writer, lambda version, found: None, max_waiting)
+def make_log(evaluations, writer, max_waiting=2, deadline_s=60.0) -> EvaluationLog:
+    return EvaluationLog(evaluations, writer, lambda *_: None, max_waiting, deadline_s)
 
 
 def test_an_evaluation_that_comes_in_late_belongs_to_its_update(writer, tmp_path):
@@ -82,10 +82,10 @@ def test_the_last_evaluation_waits_for_all_and_gives_up_in_the_end(writer):
         checks.append(True)
         evaluations.coming = [Evaluation(2, {"eval/accuracy": 0.75})]
 
-    found = log.last(2, None, 60.0, answer_the_second_time)
+    found = log.last(2, None, answer_the_second_time)
     assert (found, len(checks)) == ({"eval/accuracy": 0.75}, 1)
-    with pytest.raises(EvaluatorEnded, match=r"runtime\.stall_s=1e-06"):
-        log.last(3, None, 1e-6, lambda: None)
+    with pytest.raises(EvaluatorEnded, match=r"eval\.deadline_s=1e-06"):
+        make_log(evaluations, writer, deadline_s=1e-6).last(3, None, lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +154,8 @@ def test_the_learner_does_not_wait_and_the_snapshots_do(runner, tmp_path, monkey
     assert [line.get("eval/left_out") for line in lines] == [None, 0, 1, 1, 1, 1, None]
 
 
-def evaluator_of(pid: int) -> int:
-    """Process id of the evaluator that a learner started."""
+def evaluator_of(pid: int) -> int | None:
+    """Process id of the evaluator that a learner started; None while there is none."""
     for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(re.sub(r".*\) ", "", path.read_text()).split()[1])
@@ -164,16 +164,41 @@ def evaluator_of(pid: int) -> int:
             continue
         if parent == pid and "asympo_jax.evaluate_snapshots" in words:
             return int(path.parent.name)
-    raise AssertionError("no evaluator")
+    return None
 
 
-def test_a_killed_evaluator_ends_the_run_with_one_sentence(runner, tmp_path):
+def test_a_killed_evaluator_is_started_anew_and_nothing_is_lost(separate, runner, tmp_path):
+    fields = {**FIELDS, "task__name": "tasks_for_tests:HeldUp"}
+    runner.environment["GO_FILE"] = str(tmp_path / "go")
+    run = runner.start(tmp_path / "run", **fields)
+    assert run.stderr is not None
+    for line in run.stderr:
+        if line.startswith("update    6/6"):
+            break
+    evaluator = evaluator_of(run.pid)
+    assert evaluator is not None
+    os.kill(evaluator, signal.SIGKILL)
+    (tmp_path / "go").touch()
+    stderr = run.communicate(timeout=TIMEOUT_S)[1]
+    assert run.returncode == 0, stderr
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    wanted = accuracies(separate.metrics)
+    assert accuracies(lines) == {update: wanted[update] for update in range(7)}
+
+
+def test_an_evaluator_that_is_killed_again_and_again_ends_the_run(runner, tmp_path):
     run = runner.start(tmp_path / "run", num_updates=100_000, **FIELDS)
     assert run.stderr is not None
     for line in run.stderr:
         if line.startswith("update"):
             break
-    os.kill(evaluator_of(run.pid), signal.SIGKILL)
+    killed = set()
+    while len(killed) < 4:
+        pid = evaluator_of(run.pid)
+        if pid is not None and pid not in killed:
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        assert run.poll() is None or len(killed) == 4
     stderr = run.communicate(timeout=120)[1]
     assert run.returncode == 1
     assert stderr.splitlines()[-1].startswith("error: the evaluator ended with signal 9")

@@ -251,6 +251,7 @@ WRONG_TENSORS = [
     (setting(NORM, data_offsets=[0, 10**6]), f"tensor '{NORM}' lies outside the file"),
     (setting(NORM, data_offsets=[16, 0]), f"tensor '{NORM}' lies outside the file"),
     (setting(NORM, shape="four"), "its header is malformed"),
+    (setting(NORM, shape=[4.0]), "its header is malformed"),
     (setting(NORM, shape=[-4]), f"tensor '{NORM}' lies outside the file"),
 ]
 
@@ -262,6 +263,22 @@ def test_a_tensor_that_does_not_fit_is_refused_by_name(directory, change, words)
     edit_header(directory / "model.safetensors", change)
     sentence = refusal(directory)
     assert sentence.startswith(str(directory)) and words in sentence
+
+
+def test_values_that_are_not_finite_are_refused_by_name(directory):
+    path = directory / "model.safetensors"
+    tensors = tensors_of(directory)
+    for value in (np.nan, np.inf):
+        tensors[NORM][1] = value
+        safetensors.numpy.save_file(tensors, path)
+        assert refusal(directory) == f"{path}: tensor '{NORM}' has values that are not finite"
+
+
+def test_a_tied_head_of_another_type_is_refused_by_name(directory):
+    edit(directory, tie_word_embeddings=True)
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        edit_header(directory / "model.safetensors", setting(name, dtype="I32"))
+    assert "has dtype I32, must be one of" in refusal(directory)
 
 
 def test_stored_rotary_frequencies_are_ignored(directory):

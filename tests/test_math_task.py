@@ -96,3 +96,30 @@ def test_its_rewards_are_computed_in_a_pool_and_nowhere_else(options):
     config.reward.num_processes = 0
     with pytest.raises(ValueError, match=r"reward\.num_processes=0: task 'math'"):
         build_parts(resolve(config))
+
+
+def test_answers_that_no_response_could_match_are_left_out(options, tmp_path):
+    answers = ["5", 1e20, 0.00001, float("nan"), float("inf"), "\\boxed{}", "\\boxed{5", "7" * 500]
+    rows = [{"problem": f"Number {i}?", "answer": answer} for i, answer in enumerate(answers)]
+    write_rows(tmp_path / "train.jsonl", rows)
+    task = Math(template="{problem}", **options)
+    found = [task.train_prompt(i).answer for i in range(task.num_train)]
+    assert found == ["5", "1" + "0" * 20, "0.00001"]
+    assert task.num_train_left_out == len(answers) - 3
+
+
+def test_half_a_character_is_refused_with_its_line(options, tmp_path):
+    write_rows(tmp_path / "train.jsonl", [TRAIN[0], {"problem": "\ud800?", "answer": "1"}])
+    with pytest.raises(ValueError, match="line 2: field 'problem' has half a character"):
+        Math(template="{problem}", **options)
+
+
+def test_a_prompt_may_not_be_longer_than_the_samplers_room(options):
+    config = default_config()
+    config.task.name, config.warmup.num_steps, config.eval.num_prompts = "math", 0, 2
+    for name, value in {**options, "max_prompt_tokens": 200}.items():
+        config.task[name] = value
+    with pytest.raises(
+        ValueError, match=r"task\.max_prompt_tokens=200: must be at most sampler\.max_"
+    ):
+        build_parts(resolve(config))

@@ -17,6 +17,10 @@ from asympo_jax.hf_tokenizer.chat_template import compile_template, load_templat
 
 _CONFIG = "tokenizer_config.json"
 _NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+# What a template may raise besides jinja2's own.
+_TEMPLATE_ERRORS = (
+    TypeError, ValueError, ArithmeticError, LookupError, RecursionError, MemoryError
+)  # fmt: skip
 # Private-use characters, to break control tokens of a user with one that the user did not write.
 _BREAKS = range(0xE000, 0xF8FF)
 
@@ -148,7 +152,7 @@ class HfTokenizer:
         given = {"messages": messages, "add_generation_prompt": True, **self._named, **variables}
         try:
             return self._template.render(**given)
-        except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError) as error:
+        except (*_TEMPLATE_ERRORS, jinja2.TemplateError) as error:
             raise ValueError(f"the chat template of {self._folder} fails: {error}") from error
 
     def decode(self, ids: Sequence[int]) -> str:

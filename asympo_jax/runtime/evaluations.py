@@ -5,6 +5,7 @@ until then, and the learner never waits for it. Where there is no such process, 
 evaluates at once.
 """
 
+import contextlib
 import dataclasses
 import math
 import multiprocessing.connection
@@ -23,11 +24,12 @@ Evaluate = Callable[[Any, bool], dict[str, float]]
 
 _EXIT_TIMEOUT_S = 10.0  # between the end of a pipe and the end of its process
 _STOP_S = 2.0
+_MAX_RESTARTS = 3
 _LOOK_S = 0.5  # between looks whether the run is to end while nothing but evaluations is left
 
 
 class EvaluatorEnded(Exception):
-    """The process that evaluates is gone, could not evaluate, or takes too long."""
+    """The process that evaluates ended too often, could not evaluate, or takes too long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +72,7 @@ class Evaluations(Protocol):
 
 
 class EvaluationsHere(Evaluations):
-    """Evaluates in this process, while the learner waits.
-
-    Args:
-        evaluate: (parameters, whether greedily, too) -> metrics.
-    """
+    """Evaluates in this process, by `evaluate`, while the learner waits."""
 
     def __init__(self, evaluate: Evaluate):
         self._evaluate = evaluate
@@ -97,6 +95,9 @@ class EvaluationsHere(Evaluations):
 class EvaluatorProcess(Evaluations):
     """A program that evaluates snapshots, on a private pair of pipes.
 
+    One that was killed is started anew, a few times, and asked again for what is outstanding: the
+    snapshots are still there. One that says why it cannot evaluate is not.
+
     Args:
         command: program and arguments; `--fd=N` is appended.
         environment: of the program.
@@ -104,26 +105,15 @@ class EvaluatorProcess(Evaluations):
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]):
         """Starts the program."""
-        self._outstanding: list[int] = []
-        self._connection, theirs = multiprocessing.connection.Pipe()
-        with theirs:
-            self._process = subprocess.Popen(
-                [*command, f"--fd={theirs.fileno()}"],
-                env=dict(environment),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                process_group=0,  # Ctrl-C reaches the learner alone, which closes the pipe
-            )
+        self._command, self._environment = list(command), dict(environment)
+        self._outstanding: dict[int, bool] = {}  # version -> whether greedily
+        self._restarts_left = _MAX_RESTARTS
+        self._start()
 
     def request(self, version: int, params: Any, greedily: bool) -> None:
         """See `Evaluations`."""
-        message = {"type": "evaluate", "version": version, "greedily": greedily}
-        try:
-            self._connection.send_bytes(wire.encode(message))
-        except OSError as error:
-            self.finished()  # it may have told why
-            raise EvaluatorEnded(self._end_words()) from error
-        self._outstanding.append(version)
+        self._outstanding[version] = greedily
+        self._send(version, greedily)
 
     def finished(self, timeout_s: float = 0.0) -> list[Evaluation]:
         """See `Evaluations`."""
@@ -131,8 +121,8 @@ class EvaluatorProcess(Evaluations):
         try:
             while self._connection.poll(0.0 if found else timeout_s):
                 found.append(self._taken(wire.decode(self._connection.recv_bytes())))
-        except (EOFError, OSError) as error:
-            raise EvaluatorEnded(self._end_words()) from error
+        except (EOFError, OSError):
+            self._restart()
         except wire.BadFrame as refused:
             raise EvaluatorEnded(f"the evaluator: {refused}") from refused
         return found
@@ -140,6 +130,39 @@ class EvaluatorProcess(Evaluations):
     def outstanding(self) -> Collection[int]:
         """See `Evaluations`."""
         return tuple(self._outstanding)
+
+    def _start(self) -> None:
+        """Starts the program and asks for what is outstanding."""
+        self._connection, theirs = multiprocessing.connection.Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*self._command, f"--fd={theirs.fileno()}"],
+                env=self._environment,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C reaches the learner alone, which closes the pipe
+            )
+        for version, greedily in self._outstanding.items():
+            self._send(version, greedily)
+
+    def _send(self, version: int, greedily: bool) -> None:
+        """Asks; where the program is gone, `finished` is who finds out."""
+        message = {"type": "evaluate", "version": version, "greedily": greedily}
+        with contextlib.suppress(OSError):
+            self._connection.send_bytes(wire.encode(message))
+
+    def _restart(self) -> None:
+        """Starts the program anew.
+
+        Raises:
+            EvaluatorEnded: too often.
+        """
+        words = self._end_words()
+        self.stop()
+        if not self._restarts_left:
+            raise EvaluatorEnded(words)
+        self._restarts_left -= 1
+        self._start()
 
     def stop(self) -> None:
         """Ends the program; what it is at work on is not waited for."""
@@ -157,7 +180,7 @@ class EvaluatorProcess(Evaluations):
         version, metrics = message.get("version"), message.get("metrics")
         if version not in self._outstanding or not _are_metrics(metrics):
             raise wire.BadFrame(f"sent no evaluation that was asked for: {message!r:.200}")
-        self._outstanding.remove(version)
+        del self._outstanding[version]
         return Evaluation(version, metrics)
 
     def _end_words(self) -> str:
@@ -212,6 +235,7 @@ class EvaluationLog:
         writer: metrics.
         show: called with version and metrics, for people.
         max_waiting: versions that may be outstanding, whose snapshots are kept; more are left out.
+        deadline_s: seconds without any evaluation after which the end of the run gives up waiting.
         found: version -> metrics of all that came in.
     """
 
@@ -219,6 +243,7 @@ class EvaluationLog:
     writer: MetricsWriter
     show: Callable[[int, Mapping[str, float]], None]
     max_waiting: int
+    deadline_s: float
     found: dict[int, dict[str, float]] = dataclasses.field(default_factory=dict)
 
     def request(self, version: int, params: Any) -> bool:
@@ -241,15 +266,12 @@ class EvaluationLog:
             self.show(one.version, one.metrics)
         return bool(finished)
 
-    def last(
-        self, version: int, params: Any, stall_s: float, check: Callable[[], None]
-    ) -> dict[str, float]:
+    def last(self, version: int, params: Any, check: Callable[[], None]) -> dict[str, float]:
         """Sampled and greedy metrics of the last version, once all others have come in, too.
 
         Args:
             version: of the parameters.
             params: the parameters.
-            stall_s: seconds that one evaluation may take.
             check: called now and then; raises to end a run that cannot go on.
 
         Raises:
@@ -263,8 +285,10 @@ class EvaluationLog:
             if not self.evaluations.outstanding():
                 return self.found[version]
             check()
-            if time.monotonic() - since > stall_s:
-                raise EvaluatorEnded(f"no evaluation came in within runtime.stall_s={stall_s:g}")
+            if time.monotonic() - since > self.deadline_s:
+                raise EvaluatorEnded(
+                    f"no evaluation came in within eval.deadline_s={self.deadline_s:g}"
+                )
 
 
 def _are_metrics(data: Any) -> bool:

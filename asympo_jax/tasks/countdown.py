@@ -92,9 +92,10 @@ class Countdown(Task):
         span = final_expression(text)
         if span is None:
             return 0.0
-        value, used = evaluate(span)
+        expression, _, claimed = span.partition("=")
+        value, used = evaluate(expression)
         is_right = value == int(target) and sorted(used) == sorted(map(int, numbers.split()))
-        return float(is_right)
+        return float(is_right and claimed.strip() in ("", target))
 
     def demonstration(self, index: int) -> tuple[str, str]:
         """A training prompt and its steps, such as `3+5=8;8*7=56;#(3+5)*7`."""
@@ -129,7 +130,7 @@ class Countdown(Task):
 def final_expression(text: str) -> str | None:
     """The span after the last `#`, to the end of its line, or in the last box if that comes later.
 
-    A final `= 22` is dropped, and LaTeX's signs are replaced by plain ones. None where there is
+    LaTeX's signs are replaced by plain ones, and a final period is dropped. None where there is
     neither mark, or the span has more than 200 characters.
     """
     mark = text.rfind("#")
@@ -143,7 +144,7 @@ def final_expression(text: str) -> str | None:
         return None
     for sign, plain in _LATEX.items():
         span = span.replace(sign, plain)
-    return re.sub(r"=\s*-?[0-9]+\s*\Z", "", span).strip(" $`")
+    return span.strip(" $`.")
 
 
 def evaluate(expression: str) -> tuple[Fraction | None, list[int]]:

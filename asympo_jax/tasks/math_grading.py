@@ -19,31 +19,43 @@ from asympo_jax.tasks import grading
 from asympo_jax.types import Prompt
 
 # Longer spans are no answer; the longest answer of MATH has about 160 characters.
-_MAX_CHARACTERS = 400
+MAX_CHARACTERS = 400
+_MAX_WORDS = 8  # `\boxed` without a box that are stepped over
 _MAX_DEPTH = 8  # reading takes time that is exponential in it; answers of MATH have 2
 _TIMEOUT_S = 5  # of reading a side and of one comparison; whole seconds, as alarms are
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([0-9a-zA-Z]))")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([0-9a-zA-Z])(?![a-zA-Z]))")
+_BASE = re.compile(r"[0-9A-Za-z]\s*_\s*\{?\s*([0-9]+)\s*\}?\s*\Z")
+_DOLLAR = re.compile(r"(?<!\\)\$")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 def final_span(text: str) -> str | None:
-    r"""What is in the last box, or follows the last `####`; None where there is neither.
+    r"""What is in the last box; without a box, what follows the last `####`; None without either.
 
-    Whichever mark starts later counts. A box is `\boxed{…}` or `\fbox{…}` with balanced braces, or
-    `\boxed 5`. An unterminated box and a span of more than 400 characters count as none.
+    A box is `\boxed{…}` or `\fbox{…}` with balanced braces, or `\boxed 5`; the bare word is none,
+    and `####` after a box is taken for a heading. An unterminated box counts as an empty answer,
+    and so does a span of more than 400 characters.
     """
     # Bounded work: boxes are looked for from the end, and only the last one is read.
-    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
-    if start < 0 or text.rfind(grading.MARK) > start:
-        return grading.final_answer(text, _MAX_CHARACTERS)
-    match = _BOX.match(text, start, start + _MAX_CHARACTERS)
-    if match is None:
-        return None
+    end = len(text)
+    for _ in range(_MAX_WORDS):
+        start = max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
+        if start < 0:
+            return grading.final_answer(text, MAX_CHARACTERS)
+        match = _BOX.match(text, start, start + MAX_CHARACTERS)
+        if match is not None:
+            return _boxed(text, match)
+        end = start
+    return None
+
+
+def _boxed(text: str, match: re.Match[str]) -> str | None:
+    """What is in the box that begins with a match; None if it does not end in time."""
     if match[1] is not None:
         return match[1]
     depth = 1
-    for brace in _BRACE.finditer(text, match.end(), match.end() + _MAX_CHARACTERS + 1):
+    for brace in _BRACE.finditer(text, match.end(), match.end() + MAX_CHARACTERS + 1):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
             return text[match.end() : brace.start()].strip()
@@ -87,7 +99,22 @@ def _is_equal(answer: str, span: str) -> bool:
     left, right = grading.parse_number(answer), grading.parse_number(span)
     if left is not None and right is not None:
         return left == right
-    return _depth(span) <= _MAX_DEPTH and is_verified(answer, span)
+    if _depth(span) > _MAX_DEPTH or _contradicts(answer, span):
+        return False
+    return is_verified(answer, span)
+
+
+def _contradicts(answer: str, span: str) -> bool:
+    """Whether a span cannot be right, though math-verify may read the answer in a part of it.
+
+    That is one with a dollar sign, which would end the formula, with another base than the
+    answer's, or with unequal numbers between equal signs, such as `6 = 5`.
+    """
+    base, wanted = _BASE.search(span), _BASE.search(answer)
+    if base is not None and base[1] != (wanted[1] if wanted is not None else None):
+        return True
+    numbers = {grading.parse_number(side) for side in span.split("=")} - {None}
+    return len(numbers) > 1 or _DOLLAR.search(span) is not None
 
 
 def _depth(latex: str) -> int:

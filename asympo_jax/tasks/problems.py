@@ -1,13 +1,16 @@
 """Problems with answers, read from any JSONL file or tensorflow-datasets source."""
 
 import dataclasses
+import decimal
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from asympo_jax.tasks import grading
 from asympo_jax.tasks.gsm8k import import_tfds
-from asympo_jax.tasks.math_grading import final_span
+from asympo_jax.tasks.math_grading import MAX_CHARACTERS, final_span
 
 _TFDS = "tfds:"
 
@@ -82,16 +85,19 @@ def _problem(source: Source, where: str, row: Mapping[str, Any]) -> Problem | No
             f"{where}: has no text in field {source.problem_field!r} (task.problem_field), it has "
             f"{sorted(row)}"
         )
+    if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{where}: field {source.problem_field!r} has half a character")
     answer = row.get(source.answer_field)
     if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = str(answer)
+        # Not as 1e+20, which no grader reads; what is not finite is no answer.
+        answer = format(decimal.Decimal(repr(answer)), "f") if math.isfinite(answer) else None
     if not isinstance(answer, str) or not answer.strip():
-        solution = row.get("solution")
-        answer = final_span(solution) if isinstance(solution, str) else None
-    else:
-        answer = final_span(answer) or answer
+        answer = row.get("solution")
+        answer = final_span(answer) if isinstance(answer, str) else None
+    elif "\\boxed" in answer or "\\fbox" in answer or grading.MARK in answer:
+        answer = final_span(answer)
     answer = "" if answer is None else _bare(answer)
-    return Problem(text.strip(), answer) if answer else None
+    return Problem(text.strip(), answer) if 0 < len(answer) <= MAX_CHARACTERS else None
 
 
 def _bare(answer: str) -> str:

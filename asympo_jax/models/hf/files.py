@@ -177,6 +177,8 @@ def _stored_tensor(
     shape: Sequence[int] = entry["shape"]
     start, end = entry["data_offsets"]
     dtype = _DTYPES.get(entry["dtype"])
+    if not all(type(number) is int for number in (*shape, start, end)):
+        raise TypeError(name)
     is_sized = dtype is None or end - start == math.prod(shape) * dtype.itemsize
     if not (0 <= start <= end <= num_data_bytes and is_sized and min(shape, default=1) >= 0):
         raise ValueError(f"tensor {name!r} lies outside the file")

@@ -62,7 +62,8 @@ def load(
 
     Raises:
         ValueError: the directory, a key of its config or a tensor cannot be used; one sentence that
-            names it, its value and what is allowed. No tensor is read before all are known to fit.
+            names it, its value and what is allowed. No tensor is read before all are known to fit;
+            one with values that are not finite is refused when it is read.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: must be one of {list(DTYPES)}")
@@ -112,6 +113,8 @@ def _matched(config: ModelConfig, directory: pathlib.Path) -> dict[Weight, Store
     stored = stored_tensors(directory)
     wanted = {weight.name: weight for weight in weights(config)}
     if config.tied_head:
+        for name in {HEAD, EMBEDDING} & stored.keys():
+            stored[name].require(wanted[name].shape)
         _check_tied_head(stored)
         del wanted[HEAD]
         stored.pop(HEAD, None)
@@ -157,4 +160,6 @@ def _place(
         placed = jax.device_put(parameter)
     else:
         placed = jax.make_array_from_callback(parameter.shape, sharding, parameter.__getitem__)
+    if not bool(jnp.isfinite(placed).all()):
+        raise ValueError(f"{stored.path}: tensor {stored.name!r} has values that are not finite")
     return placed.block_until_ready()
