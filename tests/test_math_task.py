@@ -117,6 +117,7 @@ def test_half_a_character_is_refused_with_its_line(options, tmp_path):
 def test_a_prompt_may_not_be_longer_than_the_samplers_room(options):
     config = default_config()
     config.task.name, config.warmup.num_steps, config.eval.num_prompts = "math", 0, 2
+    config.prompts_per_update = 2
     for name, value in {**options, "max_prompt_tokens": 200}.items():
         config.task[name] = value
     with pytest.raises(
