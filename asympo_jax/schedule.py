@@ -1,6 +1,6 @@
 """Order, lag and sizes that a config asks for, checked against each other."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import ml_collections
 

@@ -6,6 +6,7 @@ import pathlib
 import runpy
 import shutil
 import sys
+from typing import Any
 
 import numpy as np
 import parity_cases
@@ -141,7 +142,7 @@ def config_of(hf_dir: object, gsm8k: pathlib.Path, **changes: object):
     given |= {"task__tokenizer_dir": hf_dir, "eval__num_prompts": 8, "prompts_per_update": 4}
     for name, value in (given | changes).items():
         section, _, field = name.partition("__")
-        target = config[section] if field else config
+        target: Any = config[section] if field else config
         with target.unlocked():
             target[field or section] = str(value) if isinstance(value, pathlib.Path) else value
     return config

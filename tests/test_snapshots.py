@@ -72,7 +72,7 @@ def test_pruning_keeps_the_versions_from_the_given_one_on_and_those_needed(store
 
 def test_a_store_of_bfloat16_rounds_what_is_written(tmp_path):
     store = SnapshotStore(tmp_path, "run", "bfloat16")
-    store.write(0, {"w": np.float32([1.0, 1.001])})
+    store.write(0, {"w": np.array([1.0, 1.001], np.float32)})
     assert store.read(0)["w"].dtype == "bfloat16"
     assert store.read(0)["w"].astype(np.float32).tolist() == [1.0, 1.0]
 

@@ -13,7 +13,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from asympo_jax.runtime import wire
 from asympo_jax.runtime.metrics import MetricsWriter
@@ -291,7 +291,7 @@ class EvaluationLog:
                 )
 
 
-def _are_metrics(data: Any) -> bool:
+def _are_metrics(data: Any) -> TypeGuard[dict[str, float]]:
     """Whether this is a mapping of names to numbers."""
     return isinstance(data, dict) and all(
         isinstance(name, str) and isinstance(value, float) and not math.isinf(value)
