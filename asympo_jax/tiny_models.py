@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import pathlib
-import shutil
 import tempfile
 from typing import Any
 
@@ -12,6 +10,7 @@ import jax
 import ml_collections
 
 from asympo_jax import models, tasks
+from asympo_jax.models.hf.saving import writing
 from asympo_jax.tokenizers import train_bpe
 
 _CHATML = (
@@ -96,22 +95,14 @@ def write_tiny(directory: pathlib.Path, family: str, seed: int = 0) -> None:
         tied_head=made.tied_head,
         rope_scaling=made.rope_scaling,
     )
-    if directory.exists() and any(directory.iterdir()):
-        raise ValueError(f"{directory}: is not empty, must be a new or an empty directory")
     tokenizer = _make_tokenizer(made)
     stop_id = tokenizer.token_to_id(made.special[-1])
     params = models.init_params(config, jax.random.key(seed))
-    partial = directory.with_name(f".{directory.name}.{os.getpid()}")
-    try:
+    with writing(directory) as partial:
         models.save(models.Model(config, params), partial, stop_ids=[stop_id])
         tokenizer.save(str(partial / "tokenizer.json"))
         _write_json(partial / "tokenizer_config.json", _tokenizer_config(made))
         _write_json(partial / "generation_config.json", {"eos_token_id": [stop_id]})
-        os.replace(partial, directory)
-    except OSError as error:
-        raise ValueError(f"{directory}: cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def shrink(config: ml_collections.ConfigDict, family: str) -> None:
