@@ -153,7 +153,7 @@ def test_rounding_at_the_borders_between_tokens_never_draws_an_excluded_one(opti
 
 def test_uniforms_lie_strictly_inside_the_unit_interval():
     keys = jnp.arange(2000, dtype=jnp.uint32).reshape(-1, 2)
-    uniform_B = np.asarray(sampling.uniforms(keys, jnp.int32(3)), np.float64)
+    uniform_B = np.asarray(sampling.uniforms(keys, jnp.full(1000, 3)), np.float64)
     cell_B = uniform_B * 2**24
     assert (cell_B % 2 == 1).all(), "centres of 2^23 cells, so neither 0 nor 1"
     assert cell_B.min() >= 1 and cell_B.max() < 2**24
@@ -162,10 +162,14 @@ def test_uniforms_lie_strictly_inside_the_unit_interval():
 
 def test_uniforms_depend_on_key_and_position_only():
     keys = jnp.arange(8, dtype=jnp.uint32).reshape(-1, 2)
-    first = np.asarray(sampling.uniforms(keys, jnp.int32(0)))
+    first = np.asarray(sampling.uniforms(keys, jnp.zeros(4, jnp.int32)))
     assert len(set(first)) == 4
-    np.testing.assert_array_equal(sampling.uniforms(keys[::-1], jnp.int32(0)), first[::-1])
-    assert set(first).isdisjoint(np.asarray(sampling.uniforms(keys, jnp.int32(1))).tolist())
+    np.testing.assert_array_equal(
+        sampling.uniforms(keys[::-1], jnp.zeros(4, jnp.int32)), first[::-1]
+    )
+    assert set(first).isdisjoint(
+        np.asarray(sampling.uniforms(keys, jnp.ones(4, jnp.int32))).tolist()
+    )
 
 
 # ---------------------------------------------------------------------------- whole responses
@@ -266,23 +270,117 @@ def test_recorded_log_probs_are_those_that_a_learner_computes():
 
 
 def test_decoding_ends_with_the_longest_live_response(monkeypatch):
-    ends = []
-    decode_segment = engine_module._decode_segment
+    columns = []
+    decode = engine_module.decode
 
-    def counting(fixed, end, *args):
-        ends.append(end)
-        return decode_segment(fixed, end, *args)
+    def counting(fixed, params, draw_params, lanes, enough):
+        lanes = decode(fixed, params, draw_params, lanes, enough)
+        columns.append((int(lanes.column), lanes.num_columns))
+        return lanes
 
-    monkeypatch.setattr(engine_module, "_decode_segment", counting)
-    # Every token stops.
+    monkeypatch.setattr(engine_module, "decode", counting)
+    # Every token stops, the first that the prompt draws.
     out = responses(dataclasses.replace(ENGINE, stop_ids=tuple(range(7))))
-    assert ends == [3]
+    assert columns == [(0, 3)]
     assert (out.length_PG == 1).all() and (out.token_PGT[:, :, 1:] == 0).all()
     assert (out.stop_PG == StopReason.STOP_TOKEN).all()
     # No token does.
+    columns.clear()
     out = responses(dataclasses.replace(ENGINE, stop_ids=(), segment=6))
-    assert ends == [3, 6]
+    assert columns == [(5, 6)]
     assert (out.length_PG == 6).all() and (out.stop_PG == StopReason.LENGTH).all()
+
+
+# ------------------------------------------------------------------------------------- lanes
+
+ONE_LAYER = dataclasses.replace(QWEN3, num_layers=1)
+MANY = dataclasses.replace(
+    ENGINE, num_prompts=9, group_size=2, max_response_tokens=12, segment=4, stop_ids=(5,)
+)
+MANY_PROMPTS = [[1 + i % 5] * (1 + i % 4) for i in range(9)]
+MANY_KEYS = [(1, i) for i in range(9)]
+# One of eighteen is four times as long as the others may be.
+LIMITS = np.full((9, 2), 3)
+LIMITS[4, 1] = 12
+
+
+def many(limit_PG: np.ndarray | None = None, **options: Any) -> sampling.Responses:
+    """Responses to nine prompts, in more or fewer lanes."""
+    engine = dataclasses.replace(MANY, **options)
+    params = params_of(ONE_LAYER)
+    return generate(ONE_LAYER, engine, params, MANY_PROMPTS, MANY_KEYS, draw_params(), limit_PG)
+
+
+class Watched:
+    """`decode` of the engine, with an account of what each call did."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.rows, self.steps, self.columns = [], [], []
+        self._decode = engine_module.decode
+        monkeypatch.setattr(engine_module, "decode", self)
+
+    def __call__(self, fixed: Any, params: Any, draw: Any, lanes: Any, enough: Any) -> Any:
+        before, num_rows = int(lanes.column), len(lanes.length_B)
+        lanes = self._decode(fixed, params, draw, lanes, enough)
+        self.rows.append(num_rows)
+        self.steps.append(int(lanes.column) - before)
+        self.columns.append(lanes.num_columns)
+        return lanes
+
+    @property
+    def work(self) -> int:
+        """Rows times steps."""
+        return sum(rows * steps for rows, steps in zip(self.rows, self.steps, strict=True))
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("limit_PG", [None, LIMITS], ids=["alike", "one long"])
+def test_responses_do_not_depend_on_the_lanes(lanes, limit_PG):
+    found = many(limit_PG, lanes=lanes)
+    assert_same(found, many(limit_PG))
+    assert len({tuple(token_T) for token_T in found.token_PGT.reshape(18, -1)}) > 12
+
+
+def test_a_response_with_a_limit_is_the_beginning_of_the_one_without():
+    limited, free = many(LIMITS), many()
+    assert (free.length_PG > LIMITS).any() and (free.length_PG < LIMITS).any()
+    np.testing.assert_array_equal(limited.length_PG, np.minimum(free.length_PG, LIMITS))
+    drawn_PGT = np.arange(12) < limited.length_PG[:, :, None]
+    np.testing.assert_array_equal(limited.token_PGT, np.where(drawn_PGT, free.token_PGT, 0))
+    at_limit = limited.stop_PG == StopReason.LENGTH
+    np.testing.assert_array_equal(at_limit, ~(limited.token_PGT == 5).any(axis=2))
+
+
+def test_lanes_that_are_done_take_the_prompts_that_wait(monkeypatch):
+    watched = Watched(monkeypatch)
+    many(LIMITS, lanes=4, stop_ids=())
+    # Batches of four prompts would end with the longest of each, after 2, 11 and 2 steps.
+    assert sum(watched.steps) <= 11 + 2
+    assert watched.rows[0] == 8 and watched.rows[-1] == 2
+
+
+def test_lanes_at_work_are_moved_together_when_no_prompt_waits(monkeypatch):
+    watched = Watched(monkeypatch)
+    many(LIMITS, stop_ids=())
+    assert watched.rows[0] == 18 and watched.rows[-1] == 4
+    assert watched.work == 18 * 2 + 4 * 9, "two steps of all, the rest of two lanes' room"
+
+
+def test_columns_that_nobody_needs_are_given_up(monkeypatch):
+    watched = Watched(monkeypatch)
+    many(np.full((9, 2), 3), lanes=1, stop_ids=())
+    assert sum(watched.steps) == 9 * 2
+    assert max(watched.columns) <= 8, "three of a response at work, and a segment"
+
+
+@pytest.mark.parametrize("limit", [0, 13])
+def test_limits_out_of_range_are_refused(limit):
+    limits = LIMITS.copy()
+    limits[2, 0] = limit
+    with pytest.raises(ValueError, match=r"must have shape .* from 1 to sampler\.max_resp"):
+        many(limits)
+    with pytest.raises(ValueError, match=r"limit_PG: shape \(9,\)"):
+        many(LIMITS[:, 0])
 
 
 @pytest.mark.parametrize(

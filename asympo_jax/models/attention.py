@@ -22,10 +22,13 @@ _MASKED_SCORE = -1e30  # finite: a row without any visible key gives a mean, not
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KeyValues:
-    """Keys and values of consecutive positions of one layer."""
+    """Keys and values of consecutive positions of one layer.
 
-    k: Float[Array, "rows S K H"]
-    v: Float[Array, "rows S K H"]
+    Positions of a head lie side by side, as attention reads them: twice as fast on CPUs.
+    """
+
+    k: Float[Array, "rows K S H"]
+    v: Float[Array, "rows K S H"]
 
 
 @jax.tree_util.register_dataclass
@@ -34,8 +37,8 @@ class DecodeCache:
     """What the responses of P prompts look at, in one layer.
 
     Attributes:
-        prompt: keys and values of each prompt, [P, S, K, H], shared by its G responses.
-        own: keys and values of each response's own tokens, [B, C, K, H].
+        prompt: keys and values of each prompt, [P, K, S, H], shared by its G responses.
+        own: keys and values of the responses' own tokens, [B, K, C, H]: a column for each step.
     """
 
     prompt: KeyValues
@@ -54,19 +57,24 @@ def attend_causally(
     """
     del cache
     out_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True)
-    return out_BTNH, KeyValues(k_BTKH, v_BTKH)
+    return out_BTNH, KeyValues(k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
 
 
 def make_attend_decoding(
-    prompt_mask_PS: Bool[Array, "P S"], step: Int[Array, ""], group_size: int
+    prompt_mask_PS: Bool[Array, "P S"],
+    start_B: Int[Array, " B"],
+    column: Int[Array, ""],
+    group_size: int,
 ) -> Attend:
-    """Attention of one new token of each response to its prompt and its own tokens up to `step`.
+    """Attention of one new token of each response to its prompt and its own tokens so far.
 
-    The prompt's keys and values are read once for all G responses, never copied G times.
+    The prompt's keys and values are read once for all G responses, never copied G times. All rows
+    write into the same column, so that responses may begin at different steps and none is moved.
 
     Args:
         prompt_mask_PS: true for real prompt tokens.
-        step: index of the new token among the response's own.
+        start_B: column of the response's first token.
+        column: that of the new token.
         group_size: G.
     """
 
@@ -75,33 +83,41 @@ def make_attend_decoding(
     ) -> tuple[Array, DecodeCache]:
         num_rows, _, num_heads, head_width = q_B1NH.shape
         num_kv_heads = k_B1KH.shape[2]
-        num_prompts = num_rows // group_size
-        queries_per_kv = num_heads // num_kv_heads
-        own_k = jax.lax.dynamic_update_slice_in_dim(cache.own.k, k_B1KH, step, axis=1)
-        own_v = jax.lax.dynamic_update_slice_in_dim(cache.own.v, v_B1KH, step, axis=1)
-        # Letters beyond types.py: q is the query within its key/value head.
-        q_BKqH = q_B1NH.reshape(num_rows, num_kv_heads, queries_per_kv, head_width)
-        q_PGKqH = q_BKqH.reshape(num_prompts, group_size, num_kv_heads, queries_per_kv, head_width)
+        num_prompts, num_positions = prompt_mask_PS.shape
+        # Letters beyond types.py: Q queries of a key/value head, M = G·Q of all responses.
+        num_queries = num_heads // num_kv_heads
+        by_head = (num_rows, num_kv_heads, num_queries)
+        by_member = (num_prompts, group_size, num_kv_heads, num_queries)
+        by_prompt = (num_prompts, num_kv_heads, group_size, num_queries)
 
+        def written(columns: Array, new_B1KH: Array) -> Array:
+            new_BK1H = new_B1KH.swapaxes(1, 2)
+            return jax.lax.dynamic_update_slice_in_dim(columns, new_BK1H, column, axis=2)
+
+        def for_prompt(x: Array) -> Array:
+            swapped = x.reshape(*by_member, -1).swapaxes(1, 2)
+            return swapped.reshape(num_prompts, num_kv_heads, group_size * num_queries, -1)
+
+        def for_rows(x: Array) -> Array:
+            return x.reshape(*by_prompt, -1).swapaxes(1, 2).reshape(*by_head, -1)
+
+        own = KeyValues(written(cache.own.k, k_B1KH), written(cache.own.v, v_B1KH))
+        q_BKQH = q_B1NH.reshape(*by_head, head_width)
         scores_of = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-        prompt_scores = scores_of("pgkqh,pskh->pgkqs", q_PGKqH, cache.prompt.k)
-        prompt_scores = prompt_scores.reshape(num_rows, num_kv_heads, queries_per_kv, -1)
-        own_scores = scores_of("bkqh,bskh->bkqs", q_BKqH, own_k)
+        prompt_scores = for_rows(scores_of("pkmh,pksh->pkms", for_prompt(q_BKQH), cache.prompt.k))
+        own_scores = scores_of("bkqh,bksh->bkqs", q_BKQH, own.k)
         prompt_mask_BS = jnp.repeat(prompt_mask_PS, group_size, axis=0)
-        own_mask_S = jnp.arange(own_k.shape[1]) <= step
-        own_mask_BS = jnp.broadcast_to(own_mask_S, (num_rows, own_k.shape[1]))
-        mask = jnp.concatenate([prompt_mask_BS, own_mask_BS], axis=1)[:, None, None]
+        column_1C = jnp.arange(own.k.shape[2])[None]
+        own_mask_BC = (column_1C >= start_B[:, None]) & (column_1C <= column)
+        mask = jnp.concatenate([prompt_mask_BS, own_mask_BC], axis=1)[:, None, None]
         scores = jnp.concatenate([prompt_scores, own_scores], axis=-1)
         scores = jnp.where(mask, scores * head_width**-0.5, _MASKED_SCORE)
         probs = jax.nn.softmax(scores, axis=-1).astype(q_B1NH.dtype)
-
-        num_prompt_positions = prompt_mask_PS.shape[1]
-        prompt_probs = probs[..., :num_prompt_positions].reshape(
-            num_prompts, group_size, num_kv_heads, queries_per_kv, num_prompt_positions
+        prompt_probs, own_probs = jnp.split(probs, [num_positions], axis=-1)
+        from_prompt = for_rows(
+            jnp.einsum("pkms,pksh->pkmh", for_prompt(prompt_probs), cache.prompt.v)
         )
-        from_prompt = jnp.einsum("pgkqs,pskh->pgkqh", prompt_probs, cache.prompt.v)
-        from_own = jnp.einsum("bkqs,bskh->bkqh", probs[..., num_prompt_positions:], own_v)
-        out = from_prompt.reshape(q_B1NH.shape) + from_own.reshape(q_B1NH.shape)
-        return out, DecodeCache(cache.prompt, KeyValues(own_k, own_v))
+        out_BKQH = from_prompt + jnp.einsum("bkqs,bksh->bkqh", own_probs, own.v)
+        return out_BKQH.reshape(q_B1NH.shape), DecodeCache(cache.prompt, own)
 
     return attend

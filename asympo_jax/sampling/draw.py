@@ -1,7 +1,7 @@
 """Drawing tokens: temperature, top-k, top-p, min-p, by inverting the distribution function.
 
-One uniform number a row and a cumulative sum, instead of Gumbel noise over the whole vocabulary.
-The draw of a response depends on its own key and position and on nothing else.
+One uniform number a row and sums of blocks of tokens, instead of Gumbel noise over the whole
+vocabulary. The draw of a response depends on its own key and position and on nothing else.
 """
 
 import dataclasses
@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+_BLOCK = 128  # tokens of which one sum is kept
 
 
 @jax.tree_util.register_dataclass
@@ -42,18 +44,18 @@ def draw_params(
     )
 
 
-def uniforms(key_data_B2: Array, step: Int[Array, ""]) -> Float[Array, " B"]:
-    """One number in (0, 1) a row, from the row's key and the position of the token.
+def uniforms(key_data_B2: Array, index_B: Int[Array, " B"]) -> Float[Array, " B"]:
+    """One number in (0, 1) a row, from the row's key and the index of the token that it draws.
 
     They are the centres of 2²³ equal cells: an exact 0 would draw the first token that has any
     mass, however small.
     """
 
-    def one(key_data: Array) -> Array:
+    def one(key_data: Array, index: Array) -> Array:
         key = jax.random.wrap_key_data(key_data, impl="threefry2x32")
-        return jax.random.uniform(jax.random.fold_in(key, step)) + 2.0**-24
+        return jax.random.uniform(jax.random.fold_in(key, index)) + 2.0**-24
 
-    return jax.vmap(one)(key_data_B2)
+    return jax.vmap(one)(key_data_B2, index_B)
 
 
 def draw(
@@ -72,25 +74,58 @@ def draw(
         greedy draws it is at temperature 1.
     """
     greedy = params.temperature == 0
-    temperature = jnp.where(greedy, 1.0, params.temperature)
-    logp_BV = jax.nn.log_softmax(logits_BV.astype(jnp.float32) / temperature, axis=1)
     cuts = (params.top_k > 0) | (params.top_p < 1) | (params.min_p > 0)
-    kept_BV = jax.lax.cond(cuts, _cut, lambda logp_BV, _: jnp.exp(logp_BV), logp_BV, params)
-    # A parallel sum of numbers ≥ 0 may fall, or rise across a 0, by rounding: only tokens of some
-    # mass may be drawn, and the largest of their sums is the total.
-    mass_BV = jnp.where(kept_BV > 0, jnp.cumsum(kept_BV, axis=1), 0.0)
-    target_B1 = uniform_B[:, None] * mass_BV.max(axis=1, keepdims=True)
-    drawn_B = jnp.argmax(mass_BV > target_B1, axis=1)
-    token_B = jnp.where(greedy, jnp.argmax(logits_BV, axis=1), drawn_B).astype(jnp.int32)
-    return token_B, jnp.take_along_axis(logp_BV, token_B[:, None], axis=1)[:, 0]
+    scale = 1.0 / jnp.where(greedy, 1.0, params.temperature)
+    score_BV = logits_BV.astype(jnp.float32) * scale
+    score_BV -= score_BV.max(axis=1, keepdims=True)
+    # One of three is run: sorting the vocabulary takes longer than all else together.
+    branches = (_draw_uncut, _draw_cut, lambda score_BV, *_: jnp.argmax(score_BV, axis=1))
+    branch = jnp.where(greedy, 2, cuts.astype(jnp.int32))
+    token_B = jax.lax.switch(branch, branches, score_BV, uniform_B, params).astype(jnp.int32)
+    chosen_B = jnp.take_along_axis(score_BV, token_B[:, None], axis=1)[:, 0]
+    return token_B, chosen_B - jnp.log(jnp.exp(score_BV).sum(axis=1))
 
 
-def _cut(logp_BV: Array, params: DrawParams) -> Array:
-    """Probabilities with everything that top-k, top-p or min-p excludes set to 0."""
-    vocab_size = logp_BV.shape[1]
-    prob_BV = jnp.exp(logp_BV)
-    order_BV = jnp.argsort(-logp_BV, axis=1, stable=True)
-    sorted_BV = jnp.take_along_axis(prob_BV, order_BV, axis=1)
+def _draw_uncut(score_BV: Array, uniform_B: Array, _: DrawParams) -> Array:
+    """Tokens from the softmax of the scores."""
+    return _inverted(score_BV, uniform_B)
+
+
+def _draw_cut(score_BV: Array, uniform_B: Array, params: DrawParams) -> Array:
+    """Tokens from the softmax of the scores that top-k, top-p and min-p keep."""
+    return _inverted(jnp.where(_kept(score_BV, params), score_BV, -jnp.inf), uniform_B)
+
+
+def _inverted(score_BV: Array, uniform_B: Array) -> Array:
+    """The first token of each row at which the sum of exp(score) passes its share of the total.
+
+    In two levels, blocks and tokens of the block, so that no sum runs over the whole vocabulary.
+    Sums that round differently on the two levels never draw a token without mass.
+    """
+    num_rows, vocab_size = score_BV.shape
+    block = min(_BLOCK, vocab_size)
+    padding = -vocab_size % block
+    padded_BV = jnp.pad(score_BV, ((0, 0), (0, padding)), constant_values=-jnp.inf)
+    score_BNM = padded_BV.reshape(num_rows, -1, block)
+    mass_BN = jnp.exp(score_BNM).sum(axis=2)
+    # Sums taken in parallel may fall, or rise across a 0, by rounding: only what has some mass
+    # may be drawn, and the largest sum is the total.
+    below_BN = jnp.where(mass_BN > 0, jnp.cumsum(mass_BN, axis=1), 0.0)
+    target_B1 = uniform_B[:, None] * below_BN.max(axis=1, keepdims=True)
+    block_B1 = jnp.argmax(below_BN > target_B1, axis=1, keepdims=True)
+    before_B1 = jnp.take_along_axis(below_BN - mass_BN, block_B1, axis=1)
+    mass_BM = jnp.exp(jnp.take_along_axis(score_BNM, block_B1[:, :, None], axis=1)[:, 0])
+    reached_BM = (before_B1 + jnp.cumsum(mass_BM, axis=1) > target_B1) & (mass_BM > 0)
+    last_B = block - 1 - jnp.argmax(mass_BM[:, ::-1] > 0, axis=1)
+    within_B = jnp.where(reached_BM.any(axis=1), jnp.argmax(reached_BM, axis=1), last_B)
+    return block_B1[:, 0] * block + within_B
+
+
+def _kept(score_BV: Array, params: DrawParams) -> Array:
+    """Which tokens top-k, top-p and min-p all keep."""
+    vocab_size = score_BV.shape[1]
+    order_BV = jnp.argsort(-score_BV, axis=1, stable=True)
+    sorted_BV = jax.nn.softmax(jnp.take_along_axis(score_BV, order_BV, axis=1), axis=1)
     rank_V = jnp.arange(vocab_size)[None]
     top_k = jnp.where(params.top_k > 0, params.top_k, vocab_size)
     # The mass *before* a token decides, so the token that crosses top_p is kept.
@@ -99,4 +134,4 @@ def _cut(logp_BV: Array, params: DrawParams) -> Array:
     keep_BV &= sorted_BV >= params.min_p * sorted_BV[:, :1]
     keep_BV |= rank_V == 0  # a top_p too small for float32 is 0
     inverse_BV = jnp.argsort(order_BV, axis=1)
-    return jnp.where(jnp.take_along_axis(keep_BV, inverse_BV, axis=1), prob_BV, 0.0)
+    return jnp.take_along_axis(keep_BV, inverse_BV, axis=1)

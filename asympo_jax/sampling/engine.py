@@ -1,24 +1,31 @@
 """The decode engine: prefill each prompt once, fan out to its G responses, decode with a KV cache.
 
-A call works a fixed set of prompts in a fixed shape, so a response depends on the parameters, its
-prompt and its key, never on timing. The responses' own cache grows in segments, and decoding ends
-with the longest live response, not with the limit.
+A call works a fixed set of prompts in fixed shapes, so a response depends on the parameters, its
+prompt and its key, never on timing. Prompts are decoded in lanes, one prompt with its G responses
+each. A lane whose responses have all ended takes the next prompt; when no prompt is left, the lanes
+still at work are moved together, so that a long response does not hold the others. The responses'
+own cache has a column for each step of the engine, grows in segments, and loses the columns that no
+response at work needs any more.
 """
 
+import collections
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, UInt32
 
-from asympo_jax.models import ModelConfig, head_logits, hidden_states
-from asympo_jax.models.attention import DecodeCache, KeyValues, make_attend_decoding
-from asympo_jax.sampling.draw import DrawParams, draw, uniforms
+from asympo_jax.models import ModelConfig
+from asympo_jax.sampling.draw import DrawParams
+from asympo_jax.sampling.lanes import Fixed, Lanes, Requests, decode, prefill, put, rearrange
 from asympo_jax.types import StopReason
+
+# Lanes are moved together when they fit into this share of the room: each size is a compilation.
+_SHRINK = 4
+_MIN_SEGMENT = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +33,15 @@ class EngineConfig:
     """Shapes of the engine.
 
     Attributes:
-        num_prompts: prompts worked at once (P).
+        num_prompts: prompts of a call (P).
         group_size: responses a prompt (G).
         max_prompt_tokens: room for a prompt (S).
         max_response_tokens: longest response, stop token included (T).
-        segment: positions by which the responses' cache grows.
+        segment: columns by which the responses' cache grows; 0 for a sixth of the longest response,
+            or 32 if that is less.
         stop_ids: token ids that end a response.
         record_logp: whether to keep the log-probs of the drawn tokens.
+        lanes: prompts decoded at once; 0 for all.
     """
 
     num_prompts: int
@@ -42,6 +51,18 @@ class EngineConfig:
     segment: int
     stop_ids: tuple[int, ...]
     record_logp: bool
+    lanes: int = 0
+
+    @property
+    def num_lanes(self) -> int:
+        """Prompts decoded at once."""
+        return min(self.lanes or self.num_prompts, self.num_prompts)
+
+    @property
+    def num_columns(self) -> int:
+        """Columns by which the cache grows."""
+        longest = self.max_response_tokens
+        return min(longest, self.segment or max(_MIN_SEGMENT, -(-longest // 6)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,28 +80,6 @@ class Responses:
     length_PG: np.ndarray
     stop_PG: np.ndarray
     logp_PGT: np.ndarray | None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _State:
-    """What a decode step changes. `step` is the index of the next token to draw."""
-
-    step: Int[Array, ""]
-    logits_BV: Float[Array, "B V"]
-    own: tuple[KeyValues, ...]
-    token_BT: Int[Array, "B T"]
-    logp_BT: Float[Array, "B T"]
-    length_B: Int[Array, " B"]
-    stopped_B: Bool[Array, " B"]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Fixed:
-    """Static arguments of the jitted functions."""
-
-    model: ModelConfig
-    engine: EngineConfig
 
 
 def response_keys(keys: Sequence[tuple[int, int]], group_size: int) -> UInt32[Array, "B 2"]:
@@ -105,42 +104,46 @@ def generate(
     prompts: Sequence[Sequence[int]],
     keys: Sequence[tuple[int, int]],
     draw_params: DrawParams,
+    limit_PG: np.ndarray | None = None,
 ) -> Responses:
     """G responses to each of P prompts.
 
     Args:
         model: the decoder's shape.
-        engine: shapes and stop ids; one compilation for each.
+        engine: shapes and stop ids; a few compilations for each.
         params: the decoder's parameters.
         prompts: P lists of token ids, each from 1 to `max_prompt_tokens` long.
         keys: P keys, two 32-bit words each.
         draw_params: temperature and cuts.
+        limit_PG: longest response of each, from 1 to `max_response_tokens`; None for that of all.
 
     Raises:
-        ValueError: a wrong number of prompts or keys, or a prompt that is empty or too long.
+        ValueError: a wrong number of prompts or keys, a prompt that is empty or too long, or a
+            limit out of range.
     """
-    prompt_PS, length_P = _pad_prompts(engine, prompts)
-    if len(keys) != engine.num_prompts:
-        raise ValueError(f"keys: {len(keys)} for num_prompts={engine.num_prompts}")
-    fixed = _Fixed(model, engine)
-    prompt_cache, state = _prefill(fixed, params, prompt_PS, length_P)
-    key_data_B2 = response_keys(keys, engine.group_size)
-    limit = engine.max_response_tokens
-    for start in range(0, limit, engine.segment):
-        end = min(start + engine.segment, limit)
-        state = _decode_segment(
-            fixed, end, params, prompt_cache, length_P, key_data_B2, draw_params, state
-        )
-        if bool(state.stopped_B.all()):
-            break
-    return _to_host(engine, state)
+    requests = _requests(engine, prompts, keys, limit_PG)
+    fixed = Fixed(
+        model=model,
+        group_size=engine.group_size,
+        max_response_tokens=engine.max_response_tokens,
+        stop_ids=engine.stop_ids,
+        record_logp=engine.record_logp,
+    )
+    return _Call(engine, fixed, params, requests, draw_params).run()
 
 
-def _pad_prompts(engine: EngineConfig, prompts: Sequence[Sequence[int]]) -> tuple[Array, Array]:
-    """Prompts as left-aligned rows and their lengths."""
-    if len(prompts) != engine.num_prompts:
-        raise ValueError(f"prompts: {len(prompts)} for num_prompts={engine.num_prompts}")
-    prompt_PS = np.zeros((engine.num_prompts, engine.max_prompt_tokens), np.int32)
+def _requests(
+    engine: EngineConfig,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[tuple[int, int]],
+    limit_PG: np.ndarray | None,
+) -> Requests:
+    """What is asked for, as arrays on the host; prompts left-aligned."""
+    num_prompts, longest = engine.num_prompts, engine.max_response_tokens
+    for name, given in (("prompts", prompts), ("keys", keys)):
+        if len(given) != num_prompts:
+            raise ValueError(f"{name}: {len(given)} for num_prompts={num_prompts}")
+    prompt_PS = np.zeros((num_prompts, engine.max_prompt_tokens), np.int32)
     for row, prompt in enumerate(prompts):
         if not 1 <= len(prompt) <= engine.max_prompt_tokens:
             raise ValueError(
@@ -148,103 +151,132 @@ def _pad_prompts(engine: EngineConfig, prompts: Sequence[Sequence[int]]) -> tupl
                 f"sampler.max_prompt_tokens={engine.max_prompt_tokens}"
             )
         prompt_PS[row, : len(prompt)] = prompt
-    length_P = np.array([len(prompt) for prompt in prompts], np.int32)
-    return jnp.asarray(prompt_PS), jnp.asarray(length_P)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _prefill(
-    fixed: _Fixed, params: Any, prompt_PS: Array, length_P: Array
-) -> tuple[tuple[KeyValues, ...], _State]:
-    """Runs each prompt once; the state holds the logits of the first token of each response."""
-    model, engine = fixed.model, fixed.engine
-    hidden_PSD, caches = hidden_states(model, params, prompt_PS)
-    last_PD = jnp.take_along_axis(hidden_PSD, (length_P - 1)[:, None, None], axis=1)[:, 0]
-    logits_PV = head_logits(model, params, last_PD)
-    num_rows = engine.num_prompts * engine.group_size
-    empty = jnp.zeros((num_rows, 0, model.num_kv_heads, model.head_width), hidden_PSD.dtype)
-    state = _State(
-        step=jnp.int32(0),
-        logits_BV=jnp.repeat(logits_PV, engine.group_size, axis=0),
-        own=tuple(KeyValues(empty, empty) for _ in caches),
-        token_BT=jnp.zeros((num_rows, engine.max_response_tokens), jnp.int32),
-        logp_BT=jnp.zeros((num_rows, engine.max_response_tokens), jnp.float32),
-        length_B=jnp.zeros(num_rows, jnp.int32),
-        stopped_B=jnp.zeros(num_rows, bool),
-    )
-    return caches, state
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _decode_segment(
-    fixed: _Fixed,
-    end: int,
-    params: Any,
-    prompt_cache: tuple[KeyValues, ...],
-    length_P: Array,
-    key_data_B2: Array,
-    draw_params: DrawParams,
-    state: _State,
-) -> _State:
-    """Draws tokens until `end` or until every response has stopped."""
-    engine = fixed.engine
-    growth = end - state.own[0].k.shape[1]
-    own = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, growth), (0, 0), (0, 0))), state.own)
-    prompt_mask_PS = jnp.arange(engine.max_prompt_tokens)[None] < length_P[:, None]
-    prompt_length_B = jnp.repeat(length_P, engine.group_size)
-
-    def live(state: _State) -> Array:
-        return (state.step < end) & ~state.stopped_B.all()
-
-    def step(state: _State) -> _State:
-        state = _draw_step(engine, key_data_B2, draw_params, state)
-        position_B = prompt_length_B + state.step
-        attend = make_attend_decoding(prompt_mask_PS, state.step, engine.group_size)
-        caches = tuple(
-            DecodeCache(prompt, own) for prompt, own in zip(prompt_cache, state.own, strict=True)
+    shape = (num_prompts, engine.group_size)
+    limits = np.full(shape, longest) if limit_PG is None else np.asarray(limit_PG)
+    if limits.shape != shape or limits.min() < 1 or limits.max() > longest:
+        raise ValueError(
+            f"limit_PG: shape {limits.shape}, from {limits.min()} to {limits.max()}; must have "
+            f"shape {shape} and values from 1 to sampler.max_response_tokens={longest}"
         )
-        token_B1 = jax.lax.dynamic_slice_in_dim(state.token_BT, state.step, 1, axis=1)
-        hidden_B1D, caches = hidden_states(
-            fixed.model, params, token_B1, attend, caches, position_B[:, None]
-        )
-        return dataclasses.replace(
-            state,
-            step=state.step + 1,
-            logits_BV=head_logits(fixed.model, params, hidden_B1D[:, 0]),
-            own=tuple(cache.own for cache in caches),
-        )
-
-    return jax.lax.while_loop(live, step, dataclasses.replace(state, own=own))
-
-
-def _draw_step(
-    engine: EngineConfig, key_data_B2: Array, draw_params: DrawParams, state: _State
-) -> _State:
-    """Draws the token at `state.step` of every live response."""
-    token_B, logp_B = draw(state.logits_BV, uniforms(key_data_B2, state.step), draw_params)
-    live_B = ~state.stopped_B
-    token_B = jnp.where(live_B, token_B, 0)
-    is_stop_B = jnp.isin(token_B, jnp.asarray(engine.stop_ids, jnp.int32))
-    logp_BT = state.logp_BT
-    if engine.record_logp:
-        logp_BT = logp_BT.at[:, state.step].set(jnp.where(live_B, logp_B, 0.0))
-    return dataclasses.replace(
-        state,
-        token_BT=state.token_BT.at[:, state.step].set(token_B),
-        logp_BT=logp_BT,
-        length_B=jnp.where(live_B, state.length_B + 1, state.length_B),
-        stopped_B=state.stopped_B | is_stop_B,
+    return Requests(
+        prompt_PS=prompt_PS,
+        length_P=np.array([len(prompt) for prompt in prompts], np.int32),
+        key_PG2=np.asarray(response_keys(keys, engine.group_size)).reshape(*shape, 2),
+        limit_PG=limits.astype(np.int32),
     )
 
 
-def _to_host(engine: EngineConfig, state: _State) -> Responses:
-    """The finished state as NumPy arrays."""
-    shape = (engine.num_prompts, engine.group_size)
-    stopped_PG = np.asarray(state.stopped_B).reshape(shape)
-    stop_PG = np.where(stopped_PG, StopReason.STOP_TOKEN, StopReason.LENGTH).astype(np.int8)
-    return Responses(
-        token_PGT=np.asarray(state.token_BT).reshape(*shape, -1),
-        length_PG=np.asarray(state.length_B).reshape(shape),
-        stop_PG=stop_PG,
-        logp_PGT=np.asarray(state.logp_BT).reshape(*shape, -1) if engine.record_logp else None,
-    )
+class _Call:
+    """One call of `generate`: which prompt is in which lane, and what has come out."""
+
+    def __init__(
+        self,
+        engine: EngineConfig,
+        fixed: Fixed,
+        params: Any,
+        requests: Requests,
+        draw_params: DrawParams,
+    ):
+        self._engine, self._fixed, self._params = engine, fixed, params
+        self._requests, self._draw_params = requests, draw_params
+        self._waiting = collections.deque(range(engine.num_lanes, engine.num_prompts))
+        self._prompt_of = np.arange(engine.num_lanes)  # -1 for a lane that is empty
+        shape = (engine.num_prompts, engine.group_size)
+        self._token_PGT = np.zeros((*shape, engine.max_response_tokens), np.int32)
+        self._logp_PGT = np.zeros((*shape, engine.max_response_tokens), np.float32)
+        self._length_PG = np.zeros(shape, np.int32)
+        self._stopped_PG = np.zeros(shape, bool)
+
+    def run(self) -> Responses:
+        """Decodes until every prompt has its responses."""
+        lanes = self._prefilled(self._prompt_of, self._engine.num_columns)
+        while True:
+            lanes = decode(self._fixed, self._params, self._draw_params, lanes, self._enough())
+            self._collect(lanes)
+            if self._waiting:
+                lanes = self._refilled(lanes)
+            if (self._prompt_of < 0).all():
+                return self._responses()
+            lanes = self._rearranged(lanes)
+
+    def _enough(self) -> np.int32:
+        """The number of lanes at work at which decoding is left."""
+        if self._waiting:
+            return np.int32(len(self._prompt_of) - min(self._num_refilled, len(self._waiting)))
+        return np.int32(len(self._prompt_of) // _SHRINK)
+
+    @property
+    def _num_refilled(self) -> int:
+        """Lanes that take new prompts together."""
+        return max(1, self._engine.num_lanes // _SHRINK)
+
+    def _prefilled(self, indices: np.ndarray, num_columns: int) -> Lanes:
+        """Lanes at their first token, for the prompts of the given indices."""
+        requests = jax.tree.map(lambda x: x[indices], self._requests)
+        return prefill(self._fixed, num_columns, self._params, self._draw_params, requests)
+
+    def _collect(self, lanes: Lanes) -> None:
+        """Takes the responses of the lanes that are done."""
+        group_size = self._engine.group_size
+        done_L = np.asarray(lanes.done_B).reshape(-1, group_size).all(axis=1)
+        ended = np.flatnonzero(done_L & (self._prompt_of >= 0))
+        if not len(ended):
+            return
+        prompts = self._prompt_of[ended]
+
+        def of_lanes(x: Array) -> np.ndarray:
+            return np.asarray(x).reshape(-1, group_size, *x.shape[1:])[ended]
+
+        self._token_PGT[prompts] = of_lanes(lanes.token_BT)
+        self._length_PG[prompts] = of_lanes(lanes.length_B)
+        self._stopped_PG[prompts] = of_lanes(lanes.stopped_B)
+        if self._engine.record_logp:
+            self._logp_PGT[prompts] = of_lanes(lanes.logp_BT)
+        self._prompt_of[ended] = -1
+
+    def _refilled(self, lanes: Lanes) -> Lanes:
+        """Lanes of which the empty ones have taken prompts that waited."""
+        size = self._num_refilled
+        empty = np.flatnonzero(self._prompt_of < 0)
+        while len(empty) and self._waiting:
+            taken = [
+                self._waiting.popleft() for _ in range(min(size, len(empty), len(self._waiting)))
+            ]
+            into, empty = empty[: len(taken)], empty[len(taken) :]
+            self._prompt_of[into] = taken
+            # Always as many at once, for one compilation; those beyond go nowhere.
+            padding = size - len(taken)
+            new = self._prefilled(
+                np.array(taken + taken[:1] * padding), 0
+            )  # in the cache that is there
+            place = np.concatenate([into, np.full(padding, len(self._prompt_of))])
+            lanes = put(lanes, new, place.astype(np.int32))
+        return lanes
+
+    def _rearranged(self, lanes: Lanes) -> Lanes:
+        """Lanes with room to go on: more columns, without those of no use, and fewer lanes."""
+        column, num_columns = int(lanes.column), lanes.num_columns
+        live = np.flatnonzero(self._prompt_of >= 0)
+        num_lanes = len(self._prompt_of)
+        while not self._waiting and len(live) <= num_lanes // _SHRINK:
+            num_lanes = max(1, num_lanes // _SHRINK)
+        if num_lanes == len(self._prompt_of) and column < num_columns:
+            return lanes
+        kept = np.concatenate([live, np.flatnonzero(self._prompt_of < 0)])[:num_lanes]
+        kept = np.sort(kept)
+        self._prompt_of = self._prompt_of[kept]
+        start_LG = np.asarray(lanes.start_B).reshape(-1, self._engine.group_size)
+        first = int(start_LG[live].min())
+        step = self._engine.num_columns
+        needed = -(-(column - first + 1) // step) * step
+        return rearrange(lanes, needed, kept.astype(np.int32), np.int32(first))
+
+    def _responses(self) -> Responses:
+        """Everything that has come out."""
+        stop_PG = np.where(self._stopped_PG, StopReason.STOP_TOKEN, StopReason.LENGTH)
+        return Responses(
+            token_PGT=self._token_PGT,
+            length_PG=self._length_PG,
+            stop_PG=stop_PG.astype(np.int8),
+            logp_PGT=self._logp_PGT if self._engine.record_logp else None,
+        )
