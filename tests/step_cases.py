@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 from model_cases import LLAMA, params_of
+from policy_cases import QUICKLY_COMPILED
 
-from asympo_jax.learning import StepConfig
+from asympo_jax.learning import StepConfig, TrainState, pack
 from asympo_jax.types import Batch
 
 STEP = StepConfig(
@@ -24,12 +25,29 @@ def example_batch() -> Batch:
     position_T = np.arange(8)[None]
     drawn_BT = (position_T >= start_B[:, None]) & (position_T < end_B[:, None])
     tokens_BT = np.where(position_T < end_B[:, None], rng.integers(0, 7, (8, 8)), 0)
+    of_prompt_BT = position_T < start_B[:, None]
+    tokens_BT = np.where(of_prompt_BT, np.repeat(tokens_BT[::4], 4, axis=0), tokens_BT)
     return Batch(
         tokens_BT=tokens_BT.astype(np.int32),
         drawn_BT=drawn_BT,
         reward_PG=rng.normal(size=(2, 4)).astype(np.float32),
         behaviour_logp_BT=np.where(drawn_BT, rng.uniform(-4, -1, (8, 8)), 0).astype(np.float32),
     )
+
+
+def quickly_compiled(function: Any, config: StepConfig = STEP) -> Any:
+    """A jitted function of a state and a batch, compiled without much optimisation."""
+    compiled = {}
+
+    def call(state: TrainState, batch: Batch) -> Any:
+        packed = pack(config.packing, batch)
+        shapes = str(jax.tree.map(np.shape, packed))
+        if shapes not in compiled:
+            lowered = function.lower(state, batch)
+            compiled[shapes] = lowered.compile(compiler_options=QUICKLY_COMPILED)
+        return compiled[shapes](state, packed)
+
+    return call
 
 
 def copied_params(seed: int = 0, model: Any = LLAMA) -> Any:

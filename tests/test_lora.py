@@ -17,8 +17,14 @@ import pytest
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
 from model_cases import FAMILIES, LLAMA, full_logits, params_of
-from policy_cases import QUICKLY_COMPILED
-from step_cases import ONE_LAYER, STEP, assert_close, copied_params, example_batch
+from step_cases import (
+    ONE_LAYER,
+    STEP,
+    assert_close,
+    copied_params,
+    example_batch,
+    quickly_compiled,
+)
 from test_runs import metrics_lines, wait_for
 from tiny_runs import Finished, Runner
 
@@ -234,17 +240,13 @@ def new_state(optimizer: Any, name: str = "asympo", **options: Any) -> learning.
     return learning.state_from_params(copied(adapters_of(ONE_LAYER)), optimizer, needs, base)
 
 
-def quickly(function: Any, state: learning.TrainState) -> Any:
-    return function.lower(state, example_batch()).compile(compiler_options=QUICKLY_COMPILED)
-
-
 def test_updates_move_every_adapter_and_leave_the_base_where_it_is():
     optimizer = optax.adam(1e-2)
     state = first = new_state(optimizer)
     before, adapters = copied(first.base), copied(first.params)
     buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(first.base)]
-    step = quickly(
-        learning.make_train_step(ONE_LAYER, objectives.make("asympo"), optimizer, STEP), first
+    step = quickly_compiled(
+        learning.make_train_step(ONE_LAYER, objectives.make("asympo"), optimizer, STEP)
     )
     state, _ = step(state, example_batch())
     state, metrics = step(state, example_batch())
@@ -280,7 +282,7 @@ def test_no_split_into_micro_batches_changes_an_update_of_adapters(name):
             ONE_LAYER, objectives.make(name, **options), optimizer, config
         )
         state = new_state(optimizer, name, **options)
-        after[micro_batch] = quickly(step, state)(state, example_batch())[0].params
+        after[micro_batch] = quickly_compiled(step, config)(state, example_batch())[0].params
     assert_close(after[2], after[0])
     moves = jax.tree.map(lambda x, y: np.abs(x - y).max(), after[0], adapters_of(ONE_LAYER))
     assert max(jax.tree.leaves(moves)) > 1e-2
@@ -289,12 +291,13 @@ def test_no_split_into_micro_batches_changes_an_update_of_adapters(name):
 def test_the_halves_by_sign_make_up_the_gradient_of_the_adapters():
     optimizer, objective = optax.sgd(1.0), objectives.make("reinforce")
     state = new_state(optimizer, "reinforce")
-    halves = quickly(make_sign_gradients(ONE_LAYER, objective, STEP), state)(state, example_batch())
+    by_sign = make_sign_gradients(ONE_LAYER, objective, STEP)
+    halves = quickly_compiled(by_sign)(state, example_batch())
     positive, negative, cosine = (
         float(halves[f"grad/{k}"]) for k in ("positive", "negative", "cosine")
     )
     step = learning.make_train_step(ONE_LAYER, objective, optimizer, STEP)
-    _, metrics = quickly(step, state)(state, example_batch())
+    _, metrics = quickly_compiled(step)(state, example_batch())
     whole = positive**2 + negative**2 + 2 * positive * negative * cosine
     assert float(metrics["grad/norm"]) ** 2 == pytest.approx(whole, rel=1e-3)
     assert min(positive, negative) > 0.01
@@ -308,8 +311,8 @@ def test_kept_parameters_are_adapters_and_the_reference_is_the_policy_of_update_
     leaves = jax.tree.leaves(state)
     assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
     first = copied(state.params)
-    step = quickly(
-        learning.make_train_step(ONE_LAYER, objectives.make(**options), optimizer, STEP), state
+    step = quickly_compiled(
+        learning.make_train_step(ONE_LAYER, objectives.make(**options), optimizer, STEP)
     )
     state, before = step(state, example_batch())
     state, after = step(state, example_batch())

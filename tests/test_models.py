@@ -85,12 +85,14 @@ def decoded_logits(config: ModelConfig, params, prompt_PS, length_P, response_BC
     first_BV = jnp.repeat(models.head_logits(config, params, last_PD), group_size, axis=0)
     mask_PS = jnp.arange(prompt_PS.shape[1])[None] < length_P[:, None]
     length_B = jnp.repeat(length_P, group_size)
-    empty = jnp.zeros((*response_BC.shape, config.num_kv_heads, config.head_width), config.dtype)
+    num_rows, num_columns = response_BC.shape
+    shape = (num_rows, config.num_kv_heads, num_columns, config.head_width)
+    empty = jnp.zeros(shape, config.dtype)
     own = tuple(KeyValues(empty, empty) for _ in prompt_caches)
 
     def step(own, inputs):
         index, token_B = inputs
-        attend = make_attend_decoding(mask_PS, index, group_size)
+        attend = make_attend_decoding(mask_PS, jnp.zeros_like(length_B), index, group_size)
         caches = tuple(map(DecodeCache, prompt_caches, own))
         hidden_B1D, caches = models.hidden_states(
             config, params, token_B[:, None], attend, caches, (length_B + index)[:, None]
@@ -136,9 +138,11 @@ def test_attention_with_a_cache_is_as_precise_as_without_one():
         for heads, x in [(4, 16.0), (2, 16.0), (2, 0.0)]
     )
     expected_BTNH, _ = attend_causally(q_BTNH, k_BTKH, v_BTKH, None)
-    prompt = KeyValues(k_BTKH[:, :2], v_BTKH[:, :2])
-    own = KeyValues(k_BTKH[:, 2:].at[:, 3].set(0), v_BTKH[:, 2:].at[:, 3].set(0))
-    attend = make_attend_decoding(jnp.ones((8, 2), bool), jnp.int32(3), group_size=1)
+    k_BKTH, v_BKTH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
+    prompt = KeyValues(k_BKTH[:, :, :2], v_BKTH[:, :, :2])
+    own = KeyValues(k_BKTH[:, :, 2:].at[:, :, 3].set(0), v_BKTH[:, :, 2:].at[:, :, 3].set(0))
+    start_B = jnp.zeros(8, jnp.int32)
+    attend = make_attend_decoding(jnp.ones((8, 2), bool), start_B, jnp.int32(3), group_size=1)
     last = q_BTNH[:, 5:], k_BTKH[:, 5:], v_BTKH[:, 5:]
     found_B1NH, _ = attend(*last, DecodeCache(prompt, own))
     difference = found_B1NH[:, 0].astype(jnp.float32) - expected_BTNH[:, 5].astype(jnp.float32)

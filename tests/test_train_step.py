@@ -11,7 +11,14 @@ import optax
 import pytest
 from model_cases import params_of
 from policy_cases import QUICKLY_COMPILED
-from step_cases import ONE_LAYER, STEP, assert_close, copied_params, example_batch
+from step_cases import (
+    ONE_LAYER,
+    STEP,
+    assert_close,
+    copied_params,
+    example_batch,
+    quickly_compiled,
+)
 
 from asympo_jax import learning, objectives
 from asympo_jax.learning.train_step import make_sign_gradients
@@ -97,11 +104,6 @@ def new_state(name: str, **options: Any) -> learning.TrainState:
     return learning.state_from_params(copied_params(model=ONE_LAYER), SGD, needs)
 
 
-def quickly_compiled(function: Any, state: learning.TrainState) -> Any:
-    """A jitted function of a state and `BATCH`, compiled without much optimisation."""
-    return function.lower(state, BATCH).compile(compiler_options=QUICKLY_COMPILED)
-
-
 DECOUPLED: dict[str, Any] = {"name": "decoupled_ppo", "kl_coefficient": 0.1}
 
 
@@ -110,7 +112,7 @@ def decoupled_step(every: int) -> Any:
     """The step of `decoupled_ppo`, with a reference, too."""
     config = dataclasses.replace(STEP, proximal_every_updates=every)
     step = learning.make_train_step(ONE_LAYER, objectives.make(**DECOUPLED), SGD, config)
-    return quickly_compiled(step, new_state(**DECOUPLED))
+    return quickly_compiled(step, config)
 
 
 def copied(tree: Any) -> Any:
@@ -188,7 +190,7 @@ def test_no_two_parts_of_a_state_share_a_buffer_that_is_donated():
 def sign_gradients(name: str, **options: Any) -> Any:
     """What `make_sign_gradients` makes, compiled."""
     function = make_sign_gradients(ONE_LAYER, objectives.make(name, **options), STEP)
-    return quickly_compiled(function, new_state(name, **options))
+    return quickly_compiled(function)
 
 
 def halves(

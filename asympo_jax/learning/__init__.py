@@ -2,14 +2,14 @@
 
 from asympo_jax.learning.batching import informative_groups, make_batch
 from asympo_jax.learning.optimizer import OptimizerConfig, make_optimizer
-from asympo_jax.learning.train_step import (
+from asympo_jax.learning.packing import PackedBatch, Packing, pack
+from asympo_jax.learning.train_state import (
     StepConfig,
     TrainState,
     init_state,
-    make_sign_gradients,
-    make_train_step,
     state_from_params,
 )
+from asympo_jax.learning.train_step import make_sign_gradients, make_train_step
 from asympo_jax.learning.warmup import (
     WarmupConfig,
     demonstration_batches,
@@ -19,6 +19,8 @@ from asympo_jax.learning.warmup import (
 
 __all__ = [
     "OptimizerConfig",
+    "PackedBatch",
+    "Packing",
     "StepConfig",
     "TrainState",
     "WarmupConfig",
@@ -31,5 +33,6 @@ __all__ = [
     "make_train_step",
     "make_warmup_optimizer",
     "make_warmup_step",
+    "pack",
     "state_from_params",
 ]

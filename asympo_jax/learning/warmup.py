@@ -14,8 +14,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from asympo_jax.learning.micro_batches import summed_gradient
-from asympo_jax.learning.train_step import TrainState
+from asympo_jax.learning.micro_batches import split, summed_gradient
+from asympo_jax.learning.train_state import TrainState
 from asympo_jax.models import ModelConfig, head_matrix, hidden_states, token_logp
 from asympo_jax.objectives.masked import masked
 from asympo_jax.tasks.base import Task
@@ -78,7 +78,7 @@ def make_warmup_step(
             return masked(-logp_MT, scored_MT).sum() / num_scored, None
 
         gradient, loss, _ = summed_gradient(
-            loss_share, state.params, (tokens_BT, scored_BT), micro_batch
+            loss_share, state.params, split((tokens_BT, scored_BT), micro_batch)
         )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

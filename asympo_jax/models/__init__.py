@@ -3,7 +3,7 @@
 from asympo_jax.models.config import ModelConfig
 from asympo_jax.models.hf import Model, load, load_config, save, save_adapters
 from asympo_jax.models.hf import check as check_directory
-from asympo_jax.models.logprobs import token_logp
+from asympo_jax.models.logprobs import target_logp, token_logp
 from asympo_jax.models.lora import (
     LoraConfig,
     frozen_base,
@@ -41,6 +41,7 @@ __all__ = [
     "merge",
     "save",
     "save_adapters",
+    "target_logp",
     "token_logp",
     "with_adapters",
 ]

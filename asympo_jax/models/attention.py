@@ -16,6 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 # (q_BTNH, k_BTKH, v_BTKH, cache of this layer) -> (attended_BTNH, new cache of this layer)
 Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 
+# Parts of the queries of packed rows: more would compute less and compile longer.
+_MIN_PART, _MAX_PARTS = 128, 8
 _MASKED_SCORE = -1e30  # finite: a row without any visible key gives a mean, not NaN
 
 
@@ -58,6 +60,63 @@ def attend_causally(
     del cache
     out_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True)
     return out_BTNH, KeyValues(k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
+
+
+def make_attend_packed(
+    prompt_mask_NS: Bool[Array, "N S"], segment_NRC: Int[Array, "N R C"]
+) -> Attend:
+    """Attention of packed responses to their prompt and, within each, to what came before.
+
+    The prompt's keys and values are read by all rows of its block. Queries are worked in parts, so
+    that scores are computed for half of the keys after them at most.
+
+    Args:
+        prompt_mask_NS: true for real prompt tokens of each block.
+        segment_NRC: which response of its block a column belongs to.
+
+    Returns:
+        An `Attend` for N·R rows of C columns whose caches are the `KeyValues` of N prompts.
+    """
+    num_blocks, num_rows, num_columns = segment_NRC.shape
+    part = max(_MIN_PART, -(-num_columns // _MAX_PARTS))
+
+    def attend(
+        q_BCNH: Array, k_BCKH: Array, v_BCKH: Array, prompt: KeyValues
+    ) -> tuple[Array, KeyValues]:
+        _, _, num_heads, head_width = q_BCNH.shape
+        num_kv_heads = k_BCKH.shape[2]
+        # Letters beyond types.py: n blocks, r rows, q queries of a key/value head, e keys.
+        split = (num_blocks, num_rows, num_columns, num_kv_heads)
+        q = q_BCNH.reshape(*split, num_heads // num_kv_heads, head_width).transpose(
+            0, 1, 3, 4, 2, 5
+        )
+        k, v = (x.reshape(*split, head_width).swapaxes(2, 3) for x in (k_BCKH, v_BCKH))
+        scores_of = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        outs = []
+        for start in range(0, num_columns, part):
+            end = min(start + part, num_columns)
+            q_part = q[:, :, :, :, start:end]
+            same = segment_NRC[:, :, start:end, None] == segment_NRC[:, :, None, :end]
+            earlier = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None]
+            own_mask = (same & earlier[None, None])[:, :, None, None]
+            own_scores = scores_of("nrkqch,nrkeh->nrkqce", q_part, k[:, :, :, :end])
+            prompt_scores = scores_of("nrkqch,nkeh->nrkqce", q_part, prompt.k)
+            prompt_mask = jnp.broadcast_to(
+                prompt_mask_NS[:, None, None, None, None], (*own_mask.shape[:-1], prompt.k.shape[2])
+            )
+            mask = jnp.concatenate([prompt_mask, own_mask], axis=-1)
+            scores = jnp.concatenate([prompt_scores, own_scores], axis=-1)
+            scores = jnp.where(mask, scores * head_width**-0.5, _MASKED_SCORE)
+            probs = jax.nn.softmax(scores, axis=-1).astype(q_BCNH.dtype)
+            prompt_probs, own_probs = jnp.split(probs, [prompt.k.shape[2]], axis=-1)
+            outs.append(
+                jnp.einsum("nrkqce,nkeh->nrkqch", prompt_probs, prompt.v)
+                + jnp.einsum("nrkqce,nrkeh->nrkqch", own_probs, v[:, :, :, :end])
+            )
+        out = jnp.concatenate(outs, axis=4).transpose(0, 1, 4, 2, 3, 5)
+        return out.reshape(q_BCNH.shape), prompt
+
+    return attend
 
 
 def make_attend_decoding(

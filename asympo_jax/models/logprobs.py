@@ -6,13 +6,16 @@ Memory is O(C·V + N) instead of O(N·V).
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-DEFAULT_CHUNK = 1024
+# Logits held at once where no number of tokens is given, in elements.
+_LOGITS_AT_ONCE = 2**25
+_MIN_CHUNK, _MAX_CHUNK = 128, 1024
 
 
 def token_logp(
@@ -20,7 +23,7 @@ def token_logp(
     head_VD: Float[Array, "V D"],
     tokens_BT: Int[Array, "B T"],
     temperature: float = 1.0,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int = 0,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """`logp_BT[b, t] = log softmax(h[b, t − 1] · headᵀ / temperature)[tokens[b, t]]`, and entropy.
 
@@ -29,28 +32,49 @@ def token_logp(
         head_VD: the output head.
         tokens_BT: tokens to score, aligned as in `types`: column 0 is not scored and gets 0.
         temperature: divides the logits; that of the sampler.
-        chunk: tokens whose logits are held at once.
+        chunk: as of `target_logp`.
+
+    Returns:
+        As `target_logp`.
+    """
+    pair = target_logp(hidden_BTD[:, :-1], head_VD, tokens_BT[:, 1:], temperature, chunk)
+    logp_BT, entropy_BT = (jnp.pad(x, ((0, 0), (1, 0))) for x in pair)
+    return logp_BT, entropy_BT
+
+
+def target_logp(
+    hidden: Float[Array, "*axes D"],
+    head_VD: Float[Array, "V D"],
+    target: Int[Array, "*axes"],
+    temperature: float = 1.0,
+    chunk: int = 0,
+) -> tuple[Float[Array, "*axes"], Float[Array, "*axes"]]:
+    """`log softmax(hidden · headᵀ / temperature)[target]`, and entropy.
+
+    Args:
+        hidden: hidden states before the head.
+        head_VD: the output head.
+        target: the token whose log-prob is asked for at each.
+        temperature: divides the logits; that of the sampler.
+        chunk: tokens whose logits are held at once; 0 for 2²⁵ logits (128 MiB), but from 128 to
+            1024 tokens.
 
     Returns:
         Log-probs and the entropy (nats) of the distributions that they come from, float32. Only the
         log-probs carry a gradient.
     """
-    num_rows, num_positions, width = hidden_BTD.shape
-    hidden_ND = hidden_BTD[:, :-1].reshape(-1, width)
-    target_N = tokens_BT[:, 1:].reshape(-1)
-    num_tokens = target_N.shape[0]
-    chunk = max(1, min(chunk, num_tokens))
+    width, num_tokens = hidden.shape[-1], math.prod(target.shape)
+    by_memory = min(max(_LOGITS_AT_ONCE // head_VD.shape[0], _MIN_CHUNK), _MAX_CHUNK)
+    most = max(1, min(chunk or by_memory, num_tokens))
+    num_chunks = max(1, -(-num_tokens // most))
+    # As many chunks, all alike, with the least padding.
+    chunk = max(1, -(-num_tokens // num_chunks))
     padding = -num_tokens % chunk
-    hidden_ND = jnp.pad(hidden_ND, ((0, padding), (0, 0)))
-    target_N = jnp.pad(target_N, (0, padding))
+    hidden_ND = jnp.pad(hidden.reshape(-1, width), ((0, padding), (0, 0)))
+    target_N = jnp.pad(target.reshape(-1), (0, padding))
     pair: Any = _chunked_logp(chunk, 1.0 / temperature, hidden_ND, head_VD, target_N)
-    logp_N, entropy_N = pair
-
-    def align(x_N: Array) -> Array:
-        shifted = x_N[:num_tokens].reshape(num_rows, num_positions - 1)
-        return jnp.pad(shifted, ((0, 0), (1, 0)))
-
-    return align(logp_N), align(jax.lax.stop_gradient(entropy_N))
+    logp, entropy = (x_N[:num_tokens].reshape(target.shape) for x_N in pair)
+    return logp, jax.lax.stop_gradient(entropy)
 
 
 def _scaled_logits(hidden_CD: Array, head_VD: Array, scale: float) -> Array:
@@ -76,9 +100,13 @@ def _forward(
     def one_chunk(inputs: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         hidden_CD, target_C = inputs
         logits_CV = _scaled_logits(hidden_CD, head_VD, scale)
-        normaliser_C = jax.nn.logsumexp(logits_CV, axis=1)
         chosen_C = jnp.take_along_axis(logits_CV, target_C[:, None], axis=1)[:, 0]
-        mean_logit_C = (jax.nn.softmax(logits_CV, axis=1) * logits_CV).sum(axis=1)
+        # Both sums in one pass over the logits.
+        largest_C1 = logits_CV.max(axis=1, keepdims=True)
+        weight_CV = jnp.exp(logits_CV - largest_C1)
+        total_C = weight_CV.sum(axis=1)
+        mean_logit_C = (weight_CV * logits_CV).sum(axis=1) / total_C
+        normaliser_C = largest_C1[:, 0] + jnp.log(total_C)
         return chosen_C - normaliser_C, normaliser_C - mean_logit_C, normaliser_C
 
     chunks = (hidden_ND.reshape(-1, chunk, hidden_ND.shape[1]), target_N.reshape(-1, chunk))
