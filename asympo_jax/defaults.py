@@ -36,8 +36,8 @@ _OPTIMIZER = {
 _LEARNER = {
     "platform": "",
     "micro_batch": 8,
-    "remat": False,
-    "logp_chunk": 1024,
+    "remat": "none",
+    "logp_chunk": 0,
     "proximal_every_updates": 4,
 }
 _SAMPLER = {
@@ -51,7 +51,8 @@ _SAMPLER = {
     "min_p": 0.0,
     "max_prompt_tokens": 8,
     "max_response_tokens": 24,
-    "segment": 64,
+    "segment": 0,
+    "lanes": 0,
     "record_behaviour_logp": False,
     "params_dtype": "float32",
 }

@@ -72,6 +72,7 @@ def build_parts(config: ExperimentConfig) -> Parts:
         max_response_tokens=config.sampler.max_response_tokens,
         segment=config.sampler.segment,
         stop_ids=task.tokenizer.stop_ids,
+        lanes=config.sampler.lanes,
         record_logp="behaviour" in config.objective.needs or config.sampler.record_behaviour_logp,
     )
     model = _make_model(config, task)

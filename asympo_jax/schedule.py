@@ -128,4 +128,6 @@ def step_of(config: ml_collections.ConfigDict, objective: Objective, pacing: Pac
         logp_chunk=config.learner.logp_chunk,
         # Proximal parameters lie between those that sampled and the current ones.
         proximal_every_updates=min(config.learner.proximal_every_updates, pacing.max_lag + 1),
+        max_prompt_tokens=config.sampler.max_prompt_tokens,
+        max_response_tokens=config.sampler.max_response_tokens,
     )

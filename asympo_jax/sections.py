@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from asympo_jax.models.config import REMATS, Remat
+
 
 @dataclasses.dataclass(frozen=True)
 class LearnerConfig:
@@ -13,15 +15,15 @@ class LearnerConfig:
     Attributes:
         platform: jax platform; empty for jax's own choice.
         micro_batch: responses whose activations are held at once; 0 for the whole batch.
-        remat: hold the activations of one block at a time, and compute them twice.
-        logp_chunk: tokens whose logits are held at once.
+        remat: what the gradient computes again to hold less; see `models.ModelConfig`.
+        logp_chunk: tokens whose logits are held at once; 0 for a number by the vocabulary.
         proximal_every_updates: updates after which the proximal parameters, of objectives that
             need them, are renewed.
     """
 
     platform: str
     micro_batch: int
-    remat: bool
+    remat: Remat
     logp_chunk: int
     proximal_every_updates: int
 
@@ -34,15 +36,11 @@ class LearnerConfig:
             "must be 'cpu', 'cuda', 'tpu' or empty for jax's choice",
             "platform",
         )
-        _require(self, "learner", lambda x: x >= 0, "must not be negative", "micro_batch")
-        _require(
-            self,
-            "learner",
-            lambda x: x >= 1,
-            "must be at least 1",
-            "logp_chunk",
-            "proximal_every_updates",
-        )
+        sizes = ("micro_batch", "logp_chunk")
+        _require(self, "learner", lambda x: x >= 0, "must not be negative", *sizes)
+        _require(self, "learner", lambda x: x in REMATS, f"must be one of {list(REMATS)}", "remat")
+        at_least = "must be at least 1"
+        _require(self, "learner", lambda x: x >= 1, at_least, "proximal_every_updates")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +58,9 @@ class SamplerConfig:
         min_p: keep tokens of at least this share of the largest probability; 0 keeps all.
         max_prompt_tokens: room for a prompt.
         max_response_tokens: longest response, stop token included.
-        segment: positions by which the decode cache grows.
-        prompts_per_lease: prompts worked at once; unset for all that an update samples.
+        segment: positions by which the decode cache grows; 0 for a sixth of the longest response.
+        lanes: prompts decoded at once, the next one where one is done; 0 for all of a lease.
+        prompts_per_lease: prompts of a lease; unset for all that an update samples.
         record_behaviour_logp: record log-probs even if the objective needs none, for diagnostics.
         params_dtype: of the parameters that samplers are sent; the learner's stay float32.
     """
@@ -77,6 +76,7 @@ class SamplerConfig:
     max_prompt_tokens: int
     max_response_tokens: int
     segment: int
+    lanes: int
     prompts_per_lease: int
     record_behaviour_logp: bool
     params_dtype: str
@@ -91,9 +91,9 @@ class SamplerConfig:
             "count",
             "max_prompt_tokens",
             "max_response_tokens",
-            "segment",
         )
-        _require(self, "sampler", lambda x: x >= 0, "must not be negative", "cores")
+        sizes = ("cores", "segment", "lanes")
+        _require(self, "sampler", lambda x: x >= 0, "must not be negative", *sizes)
         _require(self, "sampler", lambda x: 0 <= x < 2**31, "must be from 0 to 2**31 - 1", "top_k")
         _require(
             self,

@@ -126,7 +126,7 @@ def shrink(config: ml_collections.ConfigDict, family: str) -> None:
     config.sampler.prompts_per_lease = 4
     config.sampler.params_dtype = "float32"
     config.learner.micro_batch = 4
-    config.learner.remat = False
+    config.learner.remat = "none"
     config.learner.logp_chunk = 256
     config.reward.overlong_buffer = 0
     config.optimizer.warmup_updates = 0

@@ -206,7 +206,7 @@ def test_configs_of_real_models_resolve_and_refuse_unknown_variants():
     for name in REAL:
         get_config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]
         real = resolve(get_config())
-        assert real.learner.remat and real.step.micro_batch == 1
+        assert real.learner.remat == "full" and real.step.micro_batch == 1
         with pytest.raises(ValueError, match="must be 'tiny' or left out"):
             get_config("small")
 

@@ -2,8 +2,12 @@
 
 import dataclasses
 import math
+from typing import Literal, get_args
 
 from asympo_jax.models.rope import RopeScaling
+
+Remat = Literal["none", "dots", "full"]
+REMATS = get_args(Remat)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +30,9 @@ class ModelConfig:
         dtype: of activations and matrix products; reductions stay float32. Parameters are float32
             unless a checkpoint was loaded otherwise.
         rope_scaling: how the rotary frequencies are stretched; None for not at all.
-        remat: of a block, keep its input alone for the gradient and compute the rest again: a third
-            more work, and memory for the activations of one block instead of all.
+        remat: what the gradient computes again to hold less: `none`; `dots`, all of a block but the
+            products with its matrices; `full`, all of a block, a third more work, with memory for
+            the activations of one block and the inputs of the others.
     """
 
     vocab_size: int
@@ -44,7 +49,7 @@ class ModelConfig:
     tied_head: bool = True
     dtype: str = "float32"
     rope_scaling: RopeScaling | None = None
-    remat: bool = False
+    remat: Remat = "none"
 
     def __post_init__(self):
         """Refuses shapes that cannot be built.
@@ -67,6 +72,8 @@ class ModelConfig:
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"model.dtype={self.dtype!r}: must be 'float32' or 'bfloat16'")
+        if self.remat not in REMATS:
+            raise ValueError(f"learner.remat={self.remat!r}: must be one of {list(REMATS)}")
 
     def _require_positive(self, field: str) -> None:
         """Refuses a field that is not positive."""

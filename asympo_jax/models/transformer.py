@@ -5,6 +5,7 @@ The module ends at the normalised hidden state: the head is applied by whoever n
 never to more positions than it needs.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -138,6 +139,14 @@ class Block(nn.Module):
         return x_BTD + Mlp(self.config, name="mlp")(RMSNorm(epsilon, name="mlp_norm")(x_BTD)), cache
 
 
+_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+_REMAT = {
+    "none": lambda block: block,
+    "dots": functools.partial(nn.remat, static_argnums=(3,), policy=_DOTS),
+    "full": functools.partial(nn.remat, static_argnums=(3,)),
+}
+
+
 class Transformer(nn.Module):
     """Token ids to normalised hidden states, one cache a layer in and out."""
 
@@ -167,7 +176,7 @@ class Transformer(nn.Module):
             self.param("head", init, (config.vocab_size, config.width))
         x_BTD = jnp.take(embedding_VD, tokens_BT, axis=0).astype(config.dtype)
         caches_out = []
-        block = nn.remat(Block, static_argnums=(3,)) if config.remat else Block
+        block = _REMAT[config.remat](Block)
         for layer in range(config.num_layers):
             cache = None if caches is None else caches[layer]
             x_BTD, cache = block(config, name=f"layer_{layer}")(x_BTD, position_BT, attend, cache)

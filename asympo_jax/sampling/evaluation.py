@@ -118,7 +118,7 @@ class Evaluator:
         """Generates in chunks of one shape."""
         chunk = max(1, min(self.num_prompts, self.max_rows // samples))
         engine = dataclasses.replace(
-            self.engine, num_prompts=chunk, group_size=samples, record_logp=False
+            self.engine, num_prompts=chunk, group_size=samples, record_logp=False, lanes=0
         )
         decode = self.task.tokenizer.decode
         for start in range(0, self.num_prompts, chunk):
