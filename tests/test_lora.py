@@ -20,7 +20,7 @@ from model_cases import FAMILIES, LLAMA, full_logits, params_of
 from policy_cases import QUICKLY_COMPILED
 from step_cases import ONE_LAYER, STEP, assert_close, copied_params, example_batch
 from test_runs import metrics_lines, wait_for
-from tiny_runs import Finished, Runner
+from tiny_runs import Finished
 
 from asympo_jax import experiment, learning, models, objectives, states, workdirs
 from asympo_jax.config import get_config, resolve
@@ -385,11 +385,6 @@ FIELDS: dict[str, object] = {
     "warmup__num_steps": 4,
     "warmup__batch_size": 8,
 }
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory) -> Runner:
-    return Runner(tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("snapshots"))
 
 
 @pytest.fixture(scope="module")
