@@ -123,7 +123,8 @@ def refused(workdir: pathlib.Path, *flags: str) -> tuple[int | None, str]:
     It runs in a fork of a process that has imported what takes seconds to import.
     """
     stderr = workdir.with_suffix(".stderr")
-    process = FORKS.Process(target=_train, args=(stderr, [f"--workdir={workdir}", *flags]))
+    arguments = (stderr, [f"--workdir={workdir}", *flags])
+    process = FORKS.Process(target=_train, args=arguments, daemon=True)
     process.start()
     process.join(TIMEOUT_S)
     return process.exitcode, stderr.read_text()
