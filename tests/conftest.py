@@ -1,6 +1,7 @@
 """The conditions of every test: CPU, eight simulated devices, strict numerics, checked shapes."""
 
 import os
+import pathlib
 import signal
 import sys
 
@@ -74,6 +75,21 @@ CHECKED_PACKAGES = [
 ]
 assert not any(name.startswith("asympo_jax.") for name in sys.modules)
 jaxtyping.install_import_hook(CHECKED_PACKAGES, "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory) -> pathlib.Path:
+    """Where every command that a test starts, in whichever worker, keeps its compiled programs."""
+    folder = tmp_path_factory.getbasetemp()
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "programs"
+
+
+@pytest.fixture(scope="module")
+def runner(programs, tmp_path_factory):
+    """Starts commands; their snapshots go to a directory of the module's own."""
+    from tiny_runs import Runner  # imports the package, which may happen below the hook alone
+
+    return Runner(programs, tmp_path_factory.mktemp("snapshots"))
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,11 @@ def _hang():
         time.sleep(3600)
 
 
+def _spin(base: int = 9):
+    """One call in C that answers to no signal."""
+    return base**9**9  # a parameter, because pyright works literals out, too, and as slowly
+
+
 def _note_pid(path, pid):
     pathlib.Path(path).write_text(str(pid))
 
@@ -51,7 +56,7 @@ class Obeys(Arithmetic):
             case "hang":
                 _hang()
             case "spin":
-                return float(len(str(9**9**9)))  # one call in C that answers to no signal
+                _spin()
             case "deaf":
                 _deaf()
             case "fork":
@@ -86,7 +91,7 @@ class Obeys(Arithmetic):
                 return 0.25
             case "pid":
                 _note_pid(argument, os.getpid())
-                return float(len(str(9**9**9)))
+                _spin()
             case "says":
                 for descriptor in range(3, 64):
                     with contextlib.suppress(OSError):

@@ -10,6 +10,7 @@ import sys
 
 import ml_collections
 import pytest
+from tiny_runs import refused
 
 from asympo_jax.config import default_config, from_plain, read_json, resolve
 from asympo_jax.sweep_config import cases
@@ -204,7 +205,7 @@ COMMANDS = [
     ("flags", "word"), COMMANDS, ids=[" ".join(flags) for flags, _ in COMMANDS]
 )
 def test_the_command_ends_with_one_sentence_and_code_2(tmp_path, flags, word):
-    code, stderr = train(tmp_path / "run", *flags)
+    code, stderr = refused(tmp_path / "run", *flags)
     assert code == 2, stderr
     assert len(stderr.strip().splitlines()) == 1, stderr
     assert stderr.startswith("error: ") and word in stderr

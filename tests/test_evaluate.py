@@ -28,11 +28,6 @@ TINY_SHAPE |= {"head_width": 8, "mlp_width": 16}
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory) -> Runner:
-    return Runner(tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("snapshots"))
-
-
-@pytest.fixture(scope="module")
 def run_of(runner, tmp_path_factory) -> dict[Any, Any]:
     """The workdir of a run of two updates that was made longer by four, and both results."""
     workdir = tmp_path_factory.mktemp("runs") / "run"

@@ -7,7 +7,7 @@ import re
 import signal
 
 import pytest
-from tiny_runs import TIMEOUT_S, Runner
+from tiny_runs import TIMEOUT_S
 
 from asympo_jax.runtime.evaluations import Evaluation, EvaluationLog, EvaluatorEnded
 from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
@@ -86,11 +86,6 @@ def test_the_last_evaluation_waits_for_all_and_gives_up_in_the_end(writer):
     assert (found, len(checks)) == ({"eval/accuracy": 0.75}, 1)
     with pytest.raises(EvaluatorEnded, match=r"eval\.deadline_s=1e-06"):
         make_log(evaluations, writer, deadline_s=1e-6).last(3, None, lambda: None)
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory) -> Runner:
-    return Runner(tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("snapshots"))
 
 
 FIELDS = {

@@ -13,11 +13,6 @@ from asympo_jax.runtime.snapshots import parameters_sha256
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory) -> Runner:
-    return Runner(tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("snapshots"))
-
-
-@pytest.fixture(scope="module")
 def workdir(runner, tmp_path_factory) -> pathlib.Path:
     """Of a run of two updates, made longer by one, so that it has two checkpoints."""
     return tmp_path_factory.mktemp("runs") / "run"

@@ -11,7 +11,7 @@ import optax
 import pytest
 from model_cases import LLAMA
 from step_cases import STEP, assert_close, copied_params
-from tiny_runs import TINY, Runner
+from tiny_runs import TINY
 
 from asympo_jax import objectives
 from asympo_jax.config import default_config, resolve
@@ -191,13 +191,6 @@ def test_an_evaluation_counts_them_as_wrong_and_a_wrong_grader_as_an_error():
         parts.correct([(PROMPT, "3"), (PROMPT, "raise")])
     assert parts.grader.pool is not None
     parts.grader.pool.close()
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory) -> Runner:
-    root = tmp_path_factory.mktemp("runs")
-    (root / "snapshots").mkdir()
-    return Runner(root / "cache", root / "snapshots")
 
 
 @pytest.mark.parametrize("order", ["ticket", "completion"])

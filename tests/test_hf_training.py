@@ -12,7 +12,6 @@ import numpy as np
 import parity_cases
 import pytest
 from parity_cases import CASES
-from tiny_runs import Runner
 
 from asympo_jax import models
 from asympo_jax.config import default_config, resolve
@@ -26,11 +25,6 @@ from asympo_jax.training import prepare
 def problem(name: str, n: int) -> dict[str, str]:
     question = f"{name} has {n} pears and buys {n + 1} more. How many pears is that?"
     return {"question": question, "answer": f"{n} + {n + 1} = {2 * n + 1}\n#### {2 * n + 1}"}
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory) -> Runner:
-    return Runner(tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("snapshots"))
 
 
 @pytest.fixture(scope="module")

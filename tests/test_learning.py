@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from model_cases import LLAMA, full_logp, params_of
+from policy_cases import QUICKLY_COMPILED
 from step_cases import STEP, assert_close, copied_params, example_batch
 
 from asympo_jax import learning, objectives
@@ -128,13 +129,11 @@ def test_incomplete_groups_and_groups_without_room_are_never_trained_on():
 def one_step(name: str, micro_batch: int = 0) -> tuple[Any, dict[str, np.ndarray], Any]:
     """Parameters after one update of plain SGD at rate 1, metrics and the number of updates."""
     optimizer = optax.sgd(1.0)
-    step = learning.make_train_step(
-        LLAMA,
-        objectives.make(name),
-        optimizer,
-        dataclasses.replace(STEP, micro_batch=micro_batch),
-    )
-    state, metrics = step(learning.state_from_params(copied_params(), optimizer), example_batch())
+    split = dataclasses.replace(STEP, micro_batch=micro_batch)
+    step: Any = learning.make_train_step(LLAMA, objectives.make(name), optimizer, split)
+    state = learning.state_from_params(copied_params(), optimizer)
+    lowered = step.lower(state, example_batch())
+    state, metrics = lowered.compile(compiler_options=QUICKLY_COMPILED)(state, example_batch())
     return (
         jax.tree.map(np.asarray, state.params),
         {key: np.asarray(value) for key, value in metrics.items()},
@@ -160,7 +159,8 @@ def plain_gradient(name: str) -> tuple[Any, Any, dict[str, jax.Array]]:
             behaviour_logp_BT=batch.behaviour_logp_BT,
         )
 
-    (value, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params_of(LLAMA))
+    gradient_of = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY_COMPILED)
+    (value, metrics), gradient = gradient_of(params_of(LLAMA))
     return value, gradient, metrics
 
 

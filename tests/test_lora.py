@@ -26,7 +26,7 @@ from step_cases import (
     quickly_compiled,
 )
 from test_runs import metrics_lines, wait_for
-from tiny_runs import Finished, Runner
+from tiny_runs import Finished
 
 from asympo_jax import experiment, learning, models, objectives, states, workdirs
 from asympo_jax.config import get_config, resolve
@@ -380,11 +380,6 @@ FIELDS: dict[str, object] = {
     "warmup__num_steps": 4,
     "warmup__batch_size": 8,
 }
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory) -> Runner:
-    return Runner(tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("snapshots"))
 
 
 @pytest.fixture(scope="module")

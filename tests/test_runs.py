@@ -11,17 +11,10 @@ import sys
 import time
 
 import pytest
-from tiny_runs import TIMEOUT_S, TINY, Finished, Runner
+from tiny_runs import TIMEOUT_S, TINY, Finished
 
 
-@pytest.fixture(scope="session")
-def runner(tmp_path_factory) -> Runner:
-    root = tmp_path_factory.mktemp("runs")
-    (root / "snapshots").mkdir()
-    return Runner(root / "cache", root / "snapshots")
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def one_sampler(runner, tmp_path_factory) -> Finished:
     """The run that others are compared with: lag 2, ticket order, one sampler."""
     return runner.train(

@@ -16,9 +16,8 @@ NAMES = [f"lag=1,objective.name={name},seed=3" for name in ("asympo", "spo")]
 
 
 @pytest.fixture(scope="module")
-def sweeper(tmp_path_factory) -> Runner:
-    root = tmp_path_factory.mktemp("sweeps")
-    return Runner(root / "cache", root)
+def sweeper(programs, tmp_path_factory) -> Runner:
+    return Runner(programs, tmp_path_factory.mktemp("sweeps"))
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -108,3 +110,27 @@ class Runner:
             text=True,
             env=self.environment,
         )
+
+
+FORKS = multiprocessing.get_context("forkserver")
+# All but the command itself; no device is touched, so that a fork finds no thread.
+FORKS.set_forkserver_preload(["asympo_jax.command", "asympo_jax.training"])
+
+
+def refused(workdir: pathlib.Path, *flags: str) -> tuple[int | None, str]:
+    """Exit code and stderr of a training command that ends before it uses a device.
+
+    It runs in a fork of a process that has imported what takes seconds to import.
+    """
+    stderr = workdir.with_suffix(".stderr")
+    arguments = (stderr, [f"--workdir={workdir}", *flags])
+    process = FORKS.Process(target=_train, args=arguments, daemon=True)
+    process.start()
+    process.join(TIMEOUT_S)
+    return process.exitcode, stderr.read_text()
+
+
+def _train(stderr: pathlib.Path, flags: list[str]) -> None:
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT), 2)
+    sys.argv = ["train", *flags]
+    runpy.run_module("asympo_jax.train", run_name="__main__", alter_sys=True)
