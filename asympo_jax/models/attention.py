@@ -5,7 +5,6 @@ the transformer itself knows nothing of caches.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -79,42 +78,37 @@ def make_attend_packed(
     """
     num_blocks, num_rows, num_columns = segment_NRC.shape
     part = max(_MIN_PART, -(-num_columns // _MAX_PARTS))
+    prompt_mask = prompt_mask_NS[:, None, None, None, None]
 
     def attend(
         q_BCNH: Array, k_BCKH: Array, v_BCKH: Array, prompt: KeyValues
     ) -> tuple[Array, KeyValues]:
         _, _, num_heads, head_width = q_BCNH.shape
         num_kv_heads = k_BCKH.shape[2]
-        # Letters beyond types.py: n blocks, r rows, q queries of a key/value head, e keys.
-        split = (num_blocks, num_rows, num_columns, num_kv_heads)
-        q = q_BCNH.reshape(*split, num_heads // num_kv_heads, head_width).transpose(
-            0, 1, 3, 4, 2, 5
-        )
-        k, v = (x.reshape(*split, head_width).swapaxes(2, 3) for x in (k_BCKH, v_BCKH))
-        scores_of = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        # Letters beyond types.py: n blocks, r rows, q queries of a key/value head, e keys. Batch
+        # axes of the products come first, so that nothing of the size of scores is moved.
+        by_row = (num_blocks, num_rows, num_columns, num_kv_heads)
+        q = q_BCNH.reshape(*by_row, num_heads // num_kv_heads, head_width)
+        q = q.transpose(0, 3, 1, 4, 2, 5)
+        k, v = (x.reshape(*by_row, head_width).transpose(0, 3, 1, 2, 4) for x in (k_BCKH, v_BCKH))
         outs = []
         for start in range(0, num_columns, part):
             end = min(start + part, num_columns)
             q_part = q[:, :, :, :, start:end]
             same = segment_NRC[:, :, start:end, None] == segment_NRC[:, :, None, :end]
             earlier = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None]
-            own_mask = (same & earlier[None, None])[:, :, None, None]
-            own_scores = scores_of("nrkqch,nrkeh->nrkqce", q_part, k[:, :, :, :end])
-            prompt_scores = scores_of("nrkqch,nkeh->nrkqce", q_part, prompt.k)
-            prompt_mask = jnp.broadcast_to(
-                prompt_mask_NS[:, None, None, None, None], (*own_mask.shape[:-1], prompt.k.shape[2])
-            )
-            mask = jnp.concatenate([prompt_mask, own_mask], axis=-1)
-            scores = jnp.concatenate([prompt_scores, own_scores], axis=-1)
-            scores = jnp.where(mask, scores * head_width**-0.5, _MASKED_SCORE)
-            probs = jax.nn.softmax(scores, axis=-1).astype(q_BCNH.dtype)
-            prompt_probs, own_probs = jnp.split(probs, [prompt.k.shape[2]], axis=-1)
+            own_mask = (same & earlier[None, None])[:, None, :, None]
+            prompt_scores = _scores("nkrqch,nkeh->nkrqce", q_part, prompt.k, prompt_mask)
+            own_scores = _scores("nkrqch,nkreh->nkrqce", q_part, k[:, :, :, :end], own_mask)
             outs.append(
-                jnp.einsum("nrkqce,nkeh->nrkqch", prompt_probs, prompt.v)
-                + jnp.einsum("nrkqce,nrkeh->nrkqch", own_probs, v[:, :, :, :end])
+                _mixed(
+                    (prompt_scores, own_scores),
+                    ("nkrqce,nkeh->nkrqch", "nkrqce,nkreh->nkrqch"),
+                    (prompt.v, v[:, :, :, :end]),
+                )
             )
-        out = jnp.concatenate(outs, axis=4).transpose(0, 1, 4, 2, 3, 5)
-        return out.reshape(q_BCNH.shape), prompt
+        out = jnp.concatenate(outs, axis=4) if len(outs) > 1 else outs[0]
+        return out.transpose(0, 2, 4, 1, 3, 5).reshape(q_BCNH.shape), prompt
 
     return attend
 
@@ -140,43 +134,54 @@ def make_attend_decoding(
     def attend(
         q_B1NH: Array, k_B1KH: Array, v_B1KH: Array, cache: DecodeCache
     ) -> tuple[Array, DecodeCache]:
-        num_rows, _, num_heads, head_width = q_B1NH.shape
+        num_heads, head_width = q_B1NH.shape[2:]
         num_kv_heads = k_B1KH.shape[2]
-        num_prompts, num_positions = prompt_mask_PS.shape
-        # Letters beyond types.py: Q queries of a key/value head, M = G·Q of all responses.
-        num_queries = num_heads // num_kv_heads
-        by_head = (num_rows, num_kv_heads, num_queries)
-        by_member = (num_prompts, group_size, num_kv_heads, num_queries)
-        by_prompt = (num_prompts, num_kv_heads, group_size, num_queries)
+        num_prompts = prompt_mask_PS.shape[0]
+        by_member = (num_prompts, group_size, num_kv_heads, num_heads // num_kv_heads, head_width)
 
         def written(columns: Array, new_B1KH: Array) -> Array:
             new_BK1H = new_B1KH.swapaxes(1, 2)
             return jax.lax.dynamic_update_slice_in_dim(columns, new_BK1H, column, axis=2)
 
-        def for_prompt(x: Array) -> Array:
-            swapped = x.reshape(*by_member, -1).swapaxes(1, 2)
-            return swapped.reshape(num_prompts, num_kv_heads, group_size * num_queries, -1)
-
-        def for_rows(x: Array) -> Array:
-            return x.reshape(*by_prompt, -1).swapaxes(1, 2).reshape(*by_head, -1)
-
         own = KeyValues(written(cache.own.k, k_B1KH), written(cache.own.v, v_B1KH))
-        q_BKQH = q_B1NH.reshape(*by_head, head_width)
-        scores_of = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-        prompt_scores = for_rows(scores_of("pkmh,pksh->pkms", for_prompt(q_BKQH), cache.prompt.k))
-        own_scores = scores_of("bkqh,bksh->bkqs", q_BKQH, own.k)
-        prompt_mask_BS = jnp.repeat(prompt_mask_PS, group_size, axis=0)
+        own_k, own_v = (x.reshape(num_prompts, group_size, *x.shape[1:]) for x in (own.k, own.v))
+        q = q_B1NH.reshape(by_member)
         column_1C = jnp.arange(own.k.shape[2])[None]
         own_mask_BC = (column_1C >= start_B[:, None]) & (column_1C <= column)
-        mask = jnp.concatenate([prompt_mask_BS, own_mask_BC], axis=1)[:, None, None]
-        scores = jnp.concatenate([prompt_scores, own_scores], axis=-1)
-        scores = jnp.where(mask, scores * head_width**-0.5, _MASKED_SCORE)
-        probs = jax.nn.softmax(scores, axis=-1).astype(q_B1NH.dtype)
-        prompt_probs, own_probs = jnp.split(probs, [num_positions], axis=-1)
-        from_prompt = for_rows(
-            jnp.einsum("pkms,pksh->pkmh", for_prompt(prompt_probs), cache.prompt.v)
+        own_mask = own_mask_BC.reshape(num_prompts, group_size, 1, 1, -1)
+        # Letters beyond types.py: q queries of a key/value head, e keys.
+        prompt_scores = _scores(
+            "pgkqh,pkeh->pgkqe", q, cache.prompt.k, prompt_mask_PS[:, None, None, None]
         )
-        out_BKQH = from_prompt + jnp.einsum("bkqs,bksh->bkqh", own_probs, own.v)
-        return out_BKQH.reshape(q_B1NH.shape), DecodeCache(cache.prompt, own)
+        own_scores = _scores("pgkqh,pgkeh->pgkqe", q, own_k, own_mask)
+        out = _mixed(
+            (prompt_scores, own_scores),
+            ("pgkqe,pkeh->pgkqh", "pgkqe,pgkeh->pgkqh"),
+            (cache.prompt.v, own_v),
+        )
+        return out.reshape(q_B1NH.shape), DecodeCache(cache.prompt, own)
 
     return attend
+
+
+def _scores(product: str, q: Array, k: Array, mask: Array) -> Array:
+    """Float32 scores of queries and keys, those outside the mask as good as minus infinity."""
+    scores = jnp.einsum(product, q, k, preferred_element_type=jnp.float32)
+    return jnp.where(mask, scores * q.shape[-1] ** -0.5, _MASKED_SCORE)
+
+
+def _mixed(
+    scores: tuple[Array, Array], products: tuple[str, str], values: tuple[Array, Array]
+) -> Array:
+    """Values weighted by the softmax over the scores of both parts, which are never joined."""
+    # Any number less than all scores will do, so none of the gradient goes through it.
+    largest = jax.lax.stop_gradient(
+        jnp.maximum(*(part.max(axis=-1, keepdims=True, initial=_MASKED_SCORE) for part in scores))
+    )
+    weights = [jnp.exp(part - largest) for part in scores]
+    total = sum(part.sum(axis=-1, keepdims=True) for part in weights)
+    out = sum(
+        jnp.einsum(product, weight.astype(value.dtype), value, preferred_element_type=jnp.float32)
+        for product, weight, value in zip(products, weights, values, strict=True)
+    )
+    return (out / total).astype(values[0].dtype)

@@ -2,7 +2,7 @@
 
 The head runs over chunks of tokens: a chunk's logits, [C, V], live only while it is worked on, in
 the forward pass and again in the backward pass, which recomputes them from the saved normaliser.
-Memory is O(C·V + N) instead of O(N·V).
+Memory is O(C·V + N) instead of O(N·V). Where all tokens fit into a chunk nothing is computed twice.
 """
 
 import functools
@@ -94,10 +94,10 @@ def _chunked_logp(
 
 def _forward(
     chunk: int, scale: float, hidden_ND: Array, head_VD: Array, target_N: Array
-) -> tuple[tuple[Array, Array], tuple[Array, Array, Array, Array]]:
-    """Forward pass; saves the normaliser of each token."""
+) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    """Forward pass; saves the normaliser of each token, and the probabilities of a single chunk."""
 
-    def one_chunk(inputs: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    def one_chunk(inputs: tuple[Array, Array]) -> tuple[Array, Array, Array, Array]:
         hidden_CD, target_C = inputs
         logits_CV = _scaled_logits(hidden_CD, head_VD, scale)
         chosen_C = jnp.take_along_axis(logits_CV, target_C[:, None], axis=1)[:, 0]
@@ -107,39 +107,53 @@ def _forward(
         total_C = weight_CV.sum(axis=1)
         mean_logit_C = (weight_CV * logits_CV).sum(axis=1) / total_C
         normaliser_C = largest_C1[:, 0] + jnp.log(total_C)
-        return chosen_C - normaliser_C, normaliser_C - mean_logit_C, normaliser_C
+        logp_C, entropy_C = chosen_C - normaliser_C, normaliser_C - mean_logit_C
+        return logp_C, entropy_C, normaliser_C, weight_CV / total_C[:, None]
 
+    if chunk == len(target_N):
+        # They were all held anyway: kept, they need not be computed twice.
+        logp_N, entropy_N, normaliser_N, probs_NV = one_chunk((hidden_ND, target_N))
+        return (logp_N, entropy_N), (hidden_ND, head_VD, target_N, normaliser_N, probs_NV)
     chunks = (hidden_ND.reshape(-1, chunk, hidden_ND.shape[1]), target_N.reshape(-1, chunk))
-    logp, entropy, normaliser = jax.lax.map(one_chunk, chunks)
+    logp, entropy, normaliser = jax.lax.map(lambda inputs: one_chunk(inputs)[:3], chunks)
     saved = (hidden_ND, head_VD, target_N, normaliser.reshape(-1))
     return (logp.reshape(-1), entropy.reshape(-1)), saved
 
 
-def _backward(chunk: int, scale: float, saved, gradients):
+def _backward(chunk: int, scale: float, saved: tuple[Array, ...], gradients: Any) -> Any:
     """Backward pass: dlogits = (onehot − softmax) · g, one chunk at a time."""
-    hidden_ND, head_VD, target_N, normaliser_N = saved
+    hidden_ND, head_VD, target_N, normaliser_N, *probs_of_one_chunk = saved
     logp_gradient_N, _ = gradients  # the entropy carries none
 
-    def one_chunk(head_gradient_VD: Array, inputs: tuple[Array, Array, Array, Array]):
-        hidden_CD, target_C, normaliser_C, gradient_C = inputs
-        probs_CV = jnp.exp(_scaled_logits(hidden_CD, head_VD, scale) - normaliser_C[:, None])
+    def one_chunk(probs_CV: Array, hidden_CD: Array, target_C: Array, gradient_C: Array):
         onehot_CV = jax.nn.one_hot(target_C, head_VD.shape[0], dtype=probs_CV.dtype)
         dlogits_CV = (onehot_CV - probs_CV) * (gradient_C[:, None] * scale)
         dlogits_CV = dlogits_CV.astype(hidden_CD.dtype)
         hidden_gradient_CD = dlogits_CV @ head_VD.astype(hidden_CD.dtype)
-        head_gradient_VD += jnp.einsum(
+        head_gradient_VD = jnp.einsum(
             "cv,cd->vd", dlogits_CV, hidden_CD, preferred_element_type=jnp.float32
         )
         return head_gradient_VD, hidden_gradient_CD
 
-    chunks = (
-        hidden_ND.reshape(-1, chunk, hidden_ND.shape[1]),
-        target_N.reshape(-1, chunk),
-        normaliser_N.reshape(-1, chunk),
-        logp_gradient_N.reshape(-1, chunk),
-    )
-    zeros_VD = jnp.zeros(head_VD.shape, jnp.float32)
-    head_gradient_VD, hidden_gradient = jax.lax.scan(one_chunk, zeros_VD, chunks)
+    def add_chunk(head_gradient_VD: Array, inputs: tuple[Array, Array, Array, Array]):
+        hidden_CD, target_C, normaliser_C, gradient_C = inputs
+        probs_CV = jnp.exp(_scaled_logits(hidden_CD, head_VD, scale) - normaliser_C[:, None])
+        more_VD, hidden_gradient_CD = one_chunk(probs_CV, hidden_CD, target_C, gradient_C)
+        return head_gradient_VD + more_VD, hidden_gradient_CD
+
+    if probs_of_one_chunk:
+        head_gradient_VD, hidden_gradient = one_chunk(
+            *probs_of_one_chunk, hidden_ND, target_N, logp_gradient_N
+        )
+    else:
+        chunks = (
+            hidden_ND.reshape(-1, chunk, hidden_ND.shape[1]),
+            target_N.reshape(-1, chunk),
+            normaliser_N.reshape(-1, chunk),
+            logp_gradient_N.reshape(-1, chunk),
+        )
+        zeros_VD = jnp.zeros(head_VD.shape, jnp.float32)
+        head_gradient_VD, hidden_gradient = jax.lax.scan(add_chunk, zeros_VD, chunks)
     return (
         hidden_gradient.reshape(hidden_ND.shape),
         head_gradient_VD.astype(head_VD.dtype),

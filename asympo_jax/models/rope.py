@@ -70,10 +70,12 @@ def rotate(
     if scaling is not None:
         frequency_h = scaling.scale(frequency_h)
     angle_BT1h = position_BT.astype(jnp.float32)[:, :, None, None] * frequency_h[None, None, None]
-    sin, cos = jnp.sin(angle_BT1h), jnp.cos(angle_BT1h)
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTNH.dtype)
+    sin, cos = (turn(angle_BT1h)[:, :, :, None] for turn in (jnp.sin, jnp.cos))
+    signed_sin = jnp.concatenate([-sin, sin], axis=3)
+    # The halves are swapped by reversing an axis of two: on CPUs far quicker than joining them.
+    halves = x_BTNH.astype(jnp.float32).reshape(*x_BTNH.shape[:-1], 2, half)
+    turned = halves * cos + halves[:, :, :, ::-1] * signed_sin
+    return turned.reshape(x_BTNH.shape).astype(x_BTNH.dtype)
 
 
 def _require_positive(scaling: "LinearScaling | Llama3Scaling") -> None:
