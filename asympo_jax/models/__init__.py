@@ -12,6 +12,7 @@ from asympo_jax.models.lora import (
     with_adapters,
 )
 from asympo_jax.models.rope import LinearScaling, Llama3Scaling
+from asympo_jax.models.rounding import PARAMS_DTYPES, ParamsDtype, rounded
 from asympo_jax.models.transformer import (
     Params,
     head_logits,
@@ -22,12 +23,14 @@ from asympo_jax.models.transformer import (
 )
 
 __all__ = [
+    "PARAMS_DTYPES",
     "LinearScaling",
     "Llama3Scaling",
     "LoraConfig",
     "Model",
     "ModelConfig",
     "Params",
+    "ParamsDtype",
     "check_directory",
     "frozen_base",
     "head_logits",
@@ -39,6 +42,7 @@ __all__ = [
     "load_config",
     "logits",
     "merge",
+    "rounded",
     "save",
     "save_adapters",
     "target_logp",

@@ -18,7 +18,7 @@ from asympo_jax.models.config import ModelConfig
 from asympo_jax.models.transformer import Params, init_params
 
 # Projection -> the part of a block that it is in, and how many axes of its kernel are inputs.
-_TARGETS = {
+TARGETS = {
     "query": ("attention", 1),
     "key": ("attention", 1),
     "value": ("attention", 1),
@@ -60,11 +60,11 @@ class LoraConfig:
                 )
         if self.alpha is not None and not 0 < self.alpha < math.inf:
             raise ValueError(f"lora.alpha={self.alpha}: must be positive")
-        unknown = [name for name in self._named if name not in _TARGETS]
+        unknown = [name for name in self._named if name not in TARGETS]
         if unknown:
             raise ValueError(
                 f"lora.targets={self.targets!r}: {unknown[0]!r} is no projection, must be some of "
-                f"{','.join(_TARGETS)}"
+                f"{','.join(TARGETS)}"
             )
 
     @property
@@ -75,12 +75,12 @@ class LoraConfig:
     @property
     def target_names(self) -> tuple[str, ...]:
         """The projections with an adapter, in the order of a block."""
-        return tuple(name for name in _TARGETS if name in self._named)
+        return tuple(name for name in TARGETS if name in self._named)
 
     @property
     def _named(self) -> list[str]:
         """What `targets` says."""
-        return list(_TARGETS) if self.targets is None else self.targets.split(",")
+        return list(TARGETS) if self.targets is None else self.targets.split(",")
 
 
 def init_adapters(config: ModelConfig, lora: LoraConfig, key: Array) -> Params:
@@ -93,7 +93,7 @@ def init_adapters(config: ModelConfig, lora: LoraConfig, key: Array) -> Params:
     shapes = jax.eval_shape(lambda key: init_params(config, key), key)
     adapters = {}
     for layer in range(config.num_layers):
-        for number, (target, (part, num_in)) in enumerate(_TARGETS.items()):
+        for number, (target, (part, num_in)) in enumerate(TARGETS.items()):
             if target not in lora.target_names:
                 continue
             place = (f"layer_{layer}", part, target)
@@ -110,7 +110,7 @@ def frozen_base(config: ModelConfig, params: Params, lora: LoraConfig) -> Params
     flat = flatten_dict(params)
     for layer in range(config.num_layers):
         for target in lora.target_names:
-            place = (f"layer_{layer}", _TARGETS[target][0], target)
+            place = (f"layer_{layer}", TARGETS[target][0], target)
             flat[(*place, "lora_scale")] = jnp.float32(lora.scale)
     return unflatten_dict(flat)
 

@@ -61,10 +61,13 @@ class Linear(nn.Module):
             # The variance of a position's inputs, however many axes they have.
             return nn.initializers.lecun_normal()(key, (num_in, num_out)).reshape(shape)
 
-        kernel = self.param("kernel", init, (*in_shape, *features)).astype(self.dtype)
+        kernel = self.param("kernel", init, (*in_shape, *features))
         # A product of two matrices: with more axes XLA multiplies a sixth more slowly on CPUs.
         x_MI = x.reshape(-1, num_in).astype(self.dtype)
-        out_MO = x_MI @ kernel.reshape(num_in, num_out)
+        out_MO = x_MI @ kernel.reshape(num_in, num_out).astype(self.dtype)
+        if kernel.dtype == jnp.int8:
+            scale = self.get_variable("params", "kernel_scale")
+            out_MO *= scale.reshape(1, num_out).astype(self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, features)
             out_MO += bias.reshape(1, num_out).astype(self.dtype)
