@@ -47,12 +47,19 @@ class SnapshotStore:
         self._dtype = jnp.dtype(dtype)
         self._has_base = False
         self._base: Any = None
+        self._copied = jax.jit(
+            lambda tree: jax.tree.map(lambda x: jnp.copy(self._converted(x)), tree)
+        )
 
     def write_base(self, base: Any) -> None:
         """Publishes what all versions from now on are adapters on; None if they are not any."""
         self._has_base = base is not None
         if self._has_base:
             self._write(None, base)
+
+    def copied(self, params: Any) -> Any:
+        """A copy of the parameters, as `write` stores them, that the device makes in its turn."""
+        return self._copied(params)
 
     def write(self, version: int, params: Any) -> None:
         """Publishes the parameters of a version; blocks until they are computed."""
