@@ -19,6 +19,7 @@ import jax
 from asympo_jax.runtime import placement
 
 _USERS_OWN = "JAX_COMPILATION_CACHE_DIR"
+_USERS_OWN_TIME = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 _MIN_COMPILE_TIME_S = 0.5
 _MAX_BYTES = 2**31
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # also where it was found in the cache
@@ -45,7 +46,8 @@ def keep_compiled(directory: str | None) -> pathlib.Path | None:
     except (OSError, RuntimeError):  # no home, or one that cannot be written
         return None
     jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_TIME_S)
+    if _USERS_OWN_TIME not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_TIME_S)
     return path
 
 
