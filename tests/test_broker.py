@@ -247,6 +247,28 @@ def test_waiting_without_any_new_group_ends_in_a_sentence_that_names_the_bound()
         broker.next_batch(0.0)
 
 
+def test_the_time_of_an_update_that_is_not_published_is_not_the_samplers():
+    pace = pacing(lag=0, per_lease=4)
+    broker = Broker(pace, capacity=8)
+    broker.open(0)
+    lease = broker.lease()
+    broker.submit(lease, groups_of(pace, lease), 0.0)
+    broker.complete(1, {g.ticket for g in broker.next_batch(0.0)})
+    ends = []
+
+    def wait_for_groups():
+        with pytest.raises((Stalled, Closed)) as raised:
+            broker.next_batch(0.01)
+        ends.append(raised.type)
+
+    thread = threading.Thread(target=wait_for_groups, daemon=True)
+    thread.start()
+    thread.join(0.1)
+    broker.close()
+    thread.join(PATIENCE_S)
+    assert ends == [Closed], "samplers wait for the version that the device still computes"
+
+
 def test_groups_of_another_version_or_ticket_are_not_taken():
     pace = pacing()
     broker = Broker(pace, capacity=8)

@@ -30,7 +30,7 @@ class Broker:
 
     Args:
         pacing: order, lag and sizes.
-        capacity: bound of the queue of finished groups.
+        capacity: bound of the queue.
         ledger: of an earlier run that this one carries on, or a new one.
         clock: monotonic seconds.
     """
@@ -141,18 +141,20 @@ class Broker:
 
         Raises:
             Closed: the run has ended.
-            Stalled: no group came in for `timeout_s` seconds.
+            Stalled: no group and no version came in for `timeout_s` seconds.
         """
         with self._changed:
-            deadline, queued = self._clock() + timeout_s, len(self._queue)
-            batch = self._select()
+            deadline, before, batch = 0.0, None, self._select()
             while self._closed is None and batch is None:
-                if len(self._queue) != queued:
-                    deadline, queued = self._clock() + timeout_s, len(self._queue)
+                # Samplers may wait for what the device still computes, whose time is not theirs.
+                now = (len(self._queue), self._version)
+                if now != before or self._version != self._updates:
+                    deadline, before = self._clock() + timeout_s, now
                 in_time = self._changed.wait(deadline - self._clock())
                 batch = self._select()  # a group may have come in at the last moment
-                if not in_time and batch is None and self._closed is None:
-                    raise Stalled(self._describe_stall(timeout_s))
+                if in_time or batch or self._closed or self._version != self._updates:
+                    continue
+                raise Stalled(self._describe_stall(timeout_s))
             if self._closed is not None:
                 raise self._closed
             assert batch is not None
@@ -219,13 +221,12 @@ class Broker:
     def metrics(self) -> dict[str, float]:
         """`tickets/*` and `queue/depth`."""
         with self._changed:
-            outcomes = self._ledger.outcomes
             return {
                 "queue/depth": len(self._queue),
                 "tickets/issued": self._ledger.issued,
                 "tickets/leased": self._ledger.num_in(TicketState.LEASED),
                 "tickets/reissued": self._ledger.reissued,
-                **{f"tickets/{outcome.value}": outcomes[outcome] for outcome in Outcome},
+                **{f"tickets/{one.value}": self._ledger.outcomes[one] for one in Outcome},
             }
 
     def sampling_totals(self) -> SamplingTotals:
