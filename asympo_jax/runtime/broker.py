@@ -105,8 +105,7 @@ class Broker:
         """
         tickets = [group.ticket for group in groups]
         with self._changed:
-            if self._closed is not None:
-                raise self._closed
+            self.raise_if_closed()
             if self._leases.get(lease.number) != lease:
                 raise Refused(f"{lease} is not out")
             if tickets != list(self._pacing.tickets_of_lease(lease.number)):
@@ -152,11 +151,10 @@ class Broker:
                     deadline, before = self._clock() + timeout_s, now
                 in_time = self._changed.wait(deadline - self._clock())
                 batch = self._select()  # a group may have come in at the last moment
-                if in_time or batch or self._closed or self._version != self._updates:
-                    continue
-                raise Stalled(self._describe_stall(timeout_s))
-            if self._closed is not None:
-                raise self._closed
+                may_go_on = in_time or batch or self._closed or self._version != self._updates
+                if not may_go_on:
+                    raise Stalled(self._describe_stall(timeout_s))
+            self.raise_if_closed()
             assert batch is not None
             for group in batch:
                 # The bound of the whole system, asserted where the group is used.
@@ -204,8 +202,9 @@ class Broker:
 
     def raise_if_closed(self) -> None:
         """Raises `Closed` if the run has ended."""
-        if self.closed is not None:
-            raise self.closed
+        with self._changed:
+            if self._closed is not None:
+                raise self._closed
 
     @property
     def closed(self) -> Closed | None:
@@ -236,9 +235,8 @@ class Broker:
 
     def _wait_for_lease(self) -> int:
         """The newest version once a lease may start; the learner's `next_batch` has a deadline."""
-        self._changed.wait_for(lambda: self._closed is not None or self._may_lease())
-        if self._closed is not None:
-            raise self._closed
+        self._changed.wait_for(lambda: self._closed or self._may_lease())
+        self.raise_if_closed()
         assert self._version is not None
         return self._version
 
