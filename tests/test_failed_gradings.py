@@ -102,6 +102,7 @@ def test_tickets_of_such_groups_have_failed_and_the_ledger_balances(order: Order
     batch = broker.next_batch(1.0)
     assert [one.is_graded for one in batch] == [True, False, True, True]
     broker.complete(1, {0, 2})
+    broker.publish(1)
     metrics = broker.metrics()
     counts = [metrics[f"tickets/{name}"] for name in ("issued", "trained", "filtered", "failed")]
     assert counts == [4, 2, 1, 1]
