@@ -11,7 +11,7 @@ each other's results (contention: caches, memory, the kernel). Then real runs of
 of the shapes of configs/arithmetic.py from random parameters: asynchronous at lag 2 with a queue of
 one batch and one sampler on its own core, and the synchronous loop, which has the learner's core
 alone. A published snapshot is measured in pairs of a learner that publishes every update and one
-that publishes none. Last, time of an update by lag and number of samplers with the default queue.
+that publishes none, also in CPU time, which other work disturbs less. Last, time of an update by lag and number of samplers with the default queue.
 Everything is a median over the repeats. Prints a table and, as its last line, JSON.
 """
 
@@ -84,14 +84,15 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with _Role("sampler", arguments) as sampler, _Role("learner", arguments) as learner:
         for repeat in range(arguments.repeats):
             sides = [("publish", "silent"), ("silent", "publish")][repeat % 2]
-            add("alone/sampler_s", sampler.seconds("publish"))
+            add("alone/sampler_s", sampler.seconds("publish")[0])
             taken = {side: learner.seconds(side) for side in sides}
-            add("alone/learner_s", taken["publish"])
-            add("snapshot/cost", taken["publish"] / taken["silent"] - 1.0)
+            add("alone/learner_s", taken["publish"][0])
+            for kind, name in enumerate(("snapshot/cost", "snapshot/cost_in_cpu_time")):
+                add(name, taken["publish"][kind] / taken["silent"][kind] - 1.0)
             sampler.begin("publish")
             learner.begin("publish")
-            add("together/sampler_s", sampler.end())
-            add("together/learner_s", learner.end())
+            add("together/sampler_s", sampler.end()[0])
+            add("together/learner_s", learner.end()[0])
     for _ in range(arguments.repeats):
         one_core: dict[str, Any] = {"sampler.cores": 1, "queue.capacity": arguments.prompts}
         own, update_s, _ = _run(arguments, lag=2, **one_core)
@@ -188,13 +189,14 @@ class _Role:
         assert self._process.stdin is not None
         self._process.stdin.write(side + "\n")
 
-    def end(self) -> float:
-        """Waits for its median seconds an update."""
+    def end(self) -> tuple[float, float]:
+        """Waits for its median seconds an update: of the clock, and of CPU time."""
         assert self._process.stdout is not None
-        return float(self._process.stdout.readline())
+        wall_s, cpu_s = self._process.stdout.readline().split()
+        return float(wall_s), float(cpu_s)
 
-    def seconds(self, side: str) -> float:
-        """Median seconds an update."""
+    def seconds(self, side: str) -> tuple[float, float]:
+        """Lets it work; median seconds an update."""
         self.begin(side)
         return self.end()
 
@@ -204,6 +206,7 @@ class _Stopwatch:
 
     def __init__(self, seconds: float):
         self._times: list[float] = []
+        self._cpu_times: list[float] = []
         self._seconds = seconds
 
     def turn(self) -> None:
@@ -213,14 +216,15 @@ class _Stopwatch:
             Closed: the time is up.
         """
         self._times.append(time.monotonic())
+        self._cpu_times.append(time.process_time())
         enough = len(self._times) > SKIPPED + 2
         if enough and self._times[-1] - self._times[SKIPPED] > self._seconds:
             raise Closed(None)
 
-    def median(self) -> float:
-        """Median seconds a turn, the first ones left out."""
-        times = self._times[SKIPPED:]
-        return statistics.median(b - a for a, b in itertools.pairwise(times))
+    def medians(self) -> str:
+        """Median seconds a turn of the clock and of CPU time, the first ones left out."""
+        pairs = (itertools.pairwise(times[SKIPPED:]) for times in (self._times, self._cpu_times))
+        return " ".join(str(statistics.median(b - a for a, b in each)) for each in pairs)
 
 
 class _EndlessLeases:
@@ -292,7 +296,7 @@ def _serve_sampler(arguments: argparse.Namespace) -> None:
             stopwatch = _Stopwatch(arguments.seconds)
             sampler = experiment.make_sampler(config, parts, store)
             SamplerLoop(sampler, _EndlessLeases(stopwatch)).run(sys.exit)
-            print(stopwatch.median(), flush=True)
+            print(stopwatch.medians(), flush=True)
 
 
 def _serve_learner(arguments: argparse.Namespace) -> None:
@@ -317,7 +321,7 @@ def _serve_learner(arguments: argparse.Namespace) -> None:
                 learner.run(init_state(parts.model, make_optimizer(config.optimizer), key, needs))
             publisher.close(10.0)
             writer.close()
-            print(stopwatch.median(), flush=True)
+            print(stopwatch.medians(), flush=True)
 
 
 def _start(arguments: argparse.Namespace, half: int) -> tuple[Any, Any, Any]:
