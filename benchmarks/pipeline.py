@@ -11,8 +11,9 @@ each other's results (contention: caches, memory, the kernel). Then real runs of
 of the shapes of configs/arithmetic.py from random parameters: asynchronous at lag 2 with a queue of
 one batch and one sampler on its own core, and the synchronous loop, which has the learner's core
 alone. A published snapshot is measured in pairs of a learner that publishes every update and one
-that publishes none, also in CPU time, which other work disturbs less. Last, time of an update by lag and number of samplers with the default queue.
-Everything is a median over the repeats. Prints a table and, as its last line, JSON.
+that publishes none, also in CPU time, which other work disturbs less. Last, time of an update by
+lag and number of samplers with the default queue. Everything is a median over the repeats. Prints a
+table and, as its last line, JSON.
 """
 
 import argparse
