@@ -104,6 +104,7 @@ def test_the_first_update_in_which_programs_are_compiled_counts_until_there_is_a
     assert meter.whole() is None
     for update in range(2, 60):
         meter.add(published(update, 98.0 + 2.0 * update, 1.0, 0.5, 79.5 + 0.5 * update))
+        assert meter.metrics()["time/update_s"] == 2.0
     shares = meter.whole()
     assert shares is not None
     assert (shares.update_s, shares.wait_s, shares.train_s) == (2.0, 1.0, 0.5)
