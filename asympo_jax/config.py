@@ -135,6 +135,7 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
         runtime_name=config.runtime.name,
         stall_s=config.runtime.stall_s,
         snapshot_dir=config.runtime.snapshot_dir,
+        compilation_cache=config.runtime.compilation_cache,
         source=source,
     )
 

@@ -70,6 +70,7 @@ _LOG = {
     "gradients_every_updates": 0,
     "tensorboard": True,
 }
+_RUNTIME = {"name": "local", "stall_s": 600.0}
 _REWARD = {"overlong_buffer": 0, "overlong_penalty": 1.0, "deadline_s": 30.0}
 _TASK_TEXTS = ("data_dir", "train_data", "eval_data", "tokenizer_dir", "template")
 _OBJECTIVE_OPTIONS = (
@@ -135,7 +136,7 @@ def default_config() -> ml_collections.ConfigDict:
             },
             "checkpoint": {"every_updates": 50, "keep": 2},
             "log": dict(_LOG),
-            "runtime": {"name": "local", "stall_s": 600.0, "snapshot_dir": unset(str)},
+            "runtime": {**_RUNTIME, "snapshot_dir": unset(str), "compilation_cache": unset(str)},
         }
     )
     config.lock()

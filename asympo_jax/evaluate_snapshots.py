@@ -9,6 +9,7 @@ import sys
 from asympo_jax import experiment
 from asympo_jax.processes import read_arguments
 from asympo_jax.runtime import placement
+from asympo_jax.runtime.compilation import keep_compiled
 from asympo_jax.runtime.evaluations import EvaluatorLoop
 
 
@@ -18,6 +19,7 @@ def main() -> int:
     loop = EvaluatorLoop(given.fd)
     # XLA sizes its thread pool when the first array is made: pin before.
     placement.pin(given.cores)
+    keep_compiled(given.config.compilation_cache)
     try:
         placement.start_backend("eval.platform", given.config.eval.platform)
         parts = experiment.build_parts(given.config)

@@ -25,6 +25,7 @@ from asympo_jax.evaluation_report import Chunk
 from asympo_jax.initial import check_initial
 from asympo_jax.progress import Count
 from asympo_jax.runtime import placement
+from asympo_jax.runtime.compilation import keep_compiled
 from asympo_jax.sampling import Answers, Evaluator
 from asympo_jax.settings import ExperimentConfig
 from asympo_jax.tasks import RewardError, Task, answer_of
@@ -199,6 +200,7 @@ def prepare(request: Request) -> Prepared:
     assert out is not None
     workdirs.check_writable("out", out)
     with _failures():
+        keep_compiled(config.compilation_cache)
         platform = config.learner.platform if request.platform is None else request.platform
         placement.start_backend("platform", platform)
         if request.workdir is not None:

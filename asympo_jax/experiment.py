@@ -5,8 +5,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
 from asympo_jax import import_path, models
 from asympo_jax.hf_tokenizer import HfTokenizer
 from asympo_jax.models import ModelConfig
@@ -210,8 +208,7 @@ def make_evaluator(config: ExperimentConfig, parts: Parts) -> Evaluator:
 
 def as_sampled(config: ExperimentConfig, params: Any) -> Any:
     """Parameters as samplers have them, rounded to `sampler.params_dtype`."""
-    dtype = config.sampler.params_dtype
-    return jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), params)
+    return models.rounded(params, config.sampler.params_dtype)
 
 
 def make_evaluate(

@@ -67,7 +67,8 @@ class Arguments:
         store: snapshots to read.
         cores: of all samplers and the evaluator together.
         index: number of a sampler.
-        fd: file descriptor of its pipe.
+        fd: file descriptor of its pipe; of a sampler, that for leases.
+        submit_fd: file descriptor of a sampler's pipe for submissions.
     """
 
     config: ExperimentConfig
@@ -75,6 +76,7 @@ class Arguments:
     cores: list[int]
     index: int
     fd: int
+    submit_fd: int
 
 
 def read_arguments(description: str | None) -> Arguments:
@@ -86,6 +88,7 @@ def read_arguments(description: str | None) -> Arguments:
     parser.add_argument("--cores", required=True, help="cores of all together, comma-separated")
     parser.add_argument("--index", type=int, default=0, help="number of this sampler")
     parser.add_argument("--fd", required=True, type=int, help="file descriptor of the pipe")
+    parser.add_argument("--submit_fd", type=int, default=-1, help="of a sampler's second pipe")
     arguments = parser.parse_args()
     return Arguments(
         config=resolve(from_plain(read_json(arguments.config))),
@@ -93,4 +96,5 @@ def read_arguments(description: str | None) -> Arguments:
         cores=[int(core) for core in arguments.cores.split(",")],
         index=arguments.index,
         fd=arguments.fd,
+        submit_fd=arguments.submit_fd,
     )

@@ -8,6 +8,7 @@ import sys
 from asympo_jax import experiment
 from asympo_jax.processes import read_arguments
 from asympo_jax.runtime import placement
+from asympo_jax.runtime.compilation import keep_compiled
 from asympo_jax.runtime.local import LocalClient
 from asympo_jax.runtime.sampler import SamplerLoop
 
@@ -15,14 +16,16 @@ from asympo_jax.runtime.sampler import SamplerLoop
 def main() -> int:
     """Pins itself, connects, samples until the learner closes the pipe."""
     given = read_arguments(__doc__)
-    client = LocalClient(given.fd)
+    client = LocalClient(given.fd, given.submit_fd)
     sampler = given.config.sampler
     # XLA sizes its thread pool when the first array is made: pin before.
     placement.pin(placement.sampler_cores(given.cores, given.index, sampler.cores))
+    keep_compiled(given.config.compilation_cache)
     try:
         placement.start_backend("sampler.platform", sampler.platform)
         parts = experiment.build_parts(given.config)
-        SamplerLoop(experiment.make_sampler(given.config, parts, given.store), client).run()
+        loop = SamplerLoop(experiment.make_sampler(given.config, parts, given.store), client)
+        loop.run(client.fail)
     except placement.NoDevice as error:
         client.fail(str(error))
         return 1

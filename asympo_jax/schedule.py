@@ -78,14 +78,14 @@ def queue_capacity(config: ml_collections.ConfigDict) -> int:
     Raises:
         ValueError: the one given is too small.
     """
-    needed = max(1, config.lag) * _prompts_sampled(config)
+    batch = _prompts_sampled(config)
     capacity = config.queue.capacity
-    if capacity is not None and capacity < needed:
+    if capacity is not None and capacity < batch:
         raise ValueError(
-            f"queue.capacity={capacity}: can't hold lag={config.lag}; samplers can be that far "
-            f"ahead only if it has room for {needed} groups, max(1, lag) * prompts_per_update"
+            f"queue.capacity={capacity}: must be at least {batch}, the groups sampled for an "
+            "update, for which the learner waits"
         )
-    return needed if capacity is None else capacity
+    return max(1, config.lag) * batch if capacity is None else capacity
 
 
 def step_of(config: ml_collections.ConfigDict, objective: Objective, pacing: Pacing) -> StepConfig:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from asympo_jax.models import PARAMS_DTYPES, ParamsDtype
 from asympo_jax.models.config import REMATS, Remat
 
 
@@ -62,7 +63,8 @@ class SamplerConfig:
         lanes: prompts decoded at once, the next one where one is done; 0 for all of a lease.
         prompts_per_lease: prompts of a lease; unset for all that an update samples.
         record_behaviour_logp: record log-probs even if the objective needs none, for diagnostics.
-        params_dtype: of the parameters that samplers are sent; the learner's stay float32.
+        params_dtype: of the parameters that samplers are sent, see `models.rounded`; the learner's
+            stay float32.
     """
 
     count: int
@@ -79,7 +81,7 @@ class SamplerConfig:
     lanes: int
     prompts_per_lease: int
     record_behaviour_logp: bool
-    params_dtype: str
+    params_dtype: ParamsDtype
 
     def __post_init__(self):
         """Refuses values that no sampler can work with."""
@@ -114,8 +116,8 @@ class SamplerConfig:
         _require(
             self,
             "sampler",
-            lambda x: x in ("float32", "bfloat16"),
-            "must be 'float32' or 'bfloat16'",
+            lambda x: x in PARAMS_DTYPES,
+            f"must be one of {list(PARAMS_DTYPES)}",
             "params_dtype",
         )
         _check_visible(self, "sampler")

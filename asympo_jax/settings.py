@@ -51,6 +51,8 @@ class ExperimentConfig:
         runtime_name: `local` or `sync`.
         stall_s: seconds that the learner waits for a group before it gives up.
         snapshot_dir: where snapshots are put; None for the RAM disk.
+        compilation_cache: where compiled programs are kept; None for `$ASYMPO_CACHE/xla`, else
+            `~/.cache/asympo_jax/xla`; empty for nowhere.
         source: the resolved ConfigDict as plain data, what `config.json` holds.
     """
 
@@ -79,6 +81,7 @@ class ExperimentConfig:
     runtime_name: str
     stall_s: float
     snapshot_dir: str | None
+    compilation_cache: str | None
     source: Mapping[str, Any]
 
     def __post_init__(self):

@@ -9,7 +9,6 @@ import dataclasses
 import pathlib
 import time
 import uuid
-from collections.abc import Callable
 from typing import IO, Any
 
 import jax
@@ -17,22 +16,23 @@ import jax
 from asympo_jax import experiment, interrupts, states, workdirs
 from asympo_jax.endings import Diverged, RunFailed
 from asympo_jax.initial import check_initial, initial_params
-from asympo_jax.learning import TrainState, make_optimizer, make_sign_gradients, make_train_step
+from asympo_jax.learning import TrainState
+from asympo_jax.loops import cadence_of, make_learner
 from asympo_jax.processes import Launcher
-from asympo_jax.progress import Progress, say_left_out
+from asympo_jax.progress import Progress, say, say_left_out
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.checkpoint import Checkpointer, CheckpointRefused
+from asympo_jax.runtime.compilation import Compilations, keep_compiled
 from asympo_jax.runtime.evaluations import (
     EvaluationLog,
     Evaluations,
     EvaluationsHere,
     EvaluatorEnded,
 )
-from asympo_jax.runtime.learner import Cadence, Learner, NonFinite
 from asympo_jax.runtime.leases import Closed, Stalled
 from asympo_jax.runtime.metrics import MetricsRefused, MetricsWriter, read_metrics
-from asympo_jax.runtime.sampler import SamplerLoop
+from asympo_jax.runtime.publisher import NonFinite, Publisher
 from asympo_jax.runtime.snapshots import (
     SnapshotRefused,
     SnapshotStore,
@@ -88,6 +88,7 @@ class Prepared:
         all_cores = placement.available_cores()
         learner_cores, _ = placement.split_cores(all_cores)
         placement.pin(learner_cores)
+        keep_compiled(self.config.compilation_cache)
         try:
             placement.start_backend("learner.platform", self.config.learner.platform)
         except placement.NoDevice as error:
@@ -149,7 +150,7 @@ class _Run:
 
     def train(self, all_cores: list[int]) -> dict[str, Any]:
         """Starts the roles, runs the learner, stops the roles; returns what it came to."""
-        config = self.config
+        config, compilations = self.config, Compilations()
         # Left in the reverse order: the broker is closed first, then those who wait for it end.
         with contextlib.ExitStack() as stack:
             checkpointer = Checkpointer(self.workdir, config.checkpoint.keep)
@@ -166,16 +167,27 @@ class _Run:
             log = EvaluationLog(evaluations, writer, progress.evaluated, *bounds)
             self._request_first(log, state, progress)
             log.collect()
-            state = self._learner(broker, checkpointer, writer, progress, log).run(state)
+            publisher = Publisher(self.store, broker)
+            stack.callback(publisher.close, _STOP_TIMEOUT_S)
+            learner = make_learner(
+                config, self.parts, self.store, self.workdir, broker, publisher, writer, progress,
+                log, compilations, lambda state: self._save(checkpointer, broker, state),
+            )  # fmt: skip
+            state = learner.run(state)
             self._save(checkpointer, broker, state)
             checkpointer.wait()
             after = log.last(int(state.update), state.policy, interrupts.raise_if_received)
-            return {
+            result = {
                 "objective": config.objective.name,
                 "parameters_sha256": parameters_sha256(state.params),
                 **{name: after[name] for name in _ACCURACIES},
                 "updates": int(state.update),
             }
+            shares = learner.meter.whole()
+            if shares is None:
+                return result
+            say(shares.bottleneck())
+            return result | {"pipeline/ideal_fraction": round(shares.ideal_fraction, 4)}
 
     def _start_processes(
         self, stack: contextlib.ExitStack, broker: Broker, all_cores: list[int]
@@ -206,7 +218,7 @@ class _Run:
         }
         # The newest first: those that do not fit are the older ones. The last one comes by itself.
         for version in reversed(self.store.versions()):
-            due = version == 0 or self._cadence().is_evaluated(version)
+            due = version == 0 or cadence_of(self.config).is_evaluated(version)
             if due and version not in known and version < self.config.pacing.num_updates:
                 log.request(version, self.store.read_policy(version))
 
@@ -234,66 +246,3 @@ class _Run:
     def _save(self, checkpointer: Checkpointer, broker: Broker, state: TrainState) -> None:
         """A checkpoint of everything that goes on."""
         checkpointer.save(state, broker.ledger_json(), self.run_id, self.store)
-
-    def _learner(
-        self,
-        broker: Broker,
-        checkpointer: Checkpointer,
-        writer: MetricsWriter,
-        progress: Progress,
-        log: EvaluationLog,
-    ) -> Learner:
-        """The learner's loop with everything that it needs."""
-        config, parts = self.config, self.parts
-        model = dataclasses.replace(parts.model, remat=config.learner.remat)
-        in_process = config.runtime_name == "sync"
-
-        def show(update: int, metrics: dict[str, float]) -> None:
-            interrupts.raise_if_received()
-            progress.update(update, metrics)
-
-        return Learner(
-            step=make_train_step(
-                model, config.objective, make_optimizer(config.optimizer), config.step
-            ),
-            sign_gradients=make_sign_gradients(model, config.objective, config.step),
-            broker=broker,
-            store=self.store,
-            pacing=config.pacing,
-            prompts_per_update=config.prompts_per_update,
-            group_size=config.group_size,
-            num_positions=config.sampler.max_prompt_tokens + config.sampler.max_response_tokens,
-            tokenizer=parts.task.tokenizer,
-            num_samplers=1 if in_process else config.sampler.count,
-            stall_s=config.stall_s,
-            cadence=self._cadence(),
-            workdir=self.workdir,
-            writer=writer,
-            sample=self._make_sample(broker) if in_process else lambda: None,
-            evaluations=log,
-            save=lambda state: self._save(checkpointer, broker, state),
-            show=show,
-        )
-
-    def _cadence(self) -> Cadence:
-        """What happens how often."""
-        config = self.config
-        return Cadence(
-            evaluate=config.eval.every_updates,
-            checkpoint=config.checkpoint.every_updates,
-            rollouts=config.log.rollouts_every_updates,
-            rollouts_groups=config.log.rollouts_groups,
-            gradients=config.log.gradients_every_updates,
-        )
-
-    def _make_sample(self, broker: Broker) -> Callable[[], None]:
-        """Samples the groups of one update in this process."""
-        sampler = experiment.make_sampler(self.config, self.parts, self.store)
-        loop = SamplerLoop(sampler, broker)
-        pacing = self.config.pacing
-
-        def sample() -> None:
-            for _ in range(pacing.prompts_per_update // pacing.prompts_per_lease):
-                loop.work_one()
-
-        return sample

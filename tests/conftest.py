@@ -1,15 +1,21 @@
 """The conditions of every test: CPU, eight simulated devices, strict numerics, checked shapes."""
 
+import atexit
 import os
 import pathlib
+import shutil
 import signal
 import sys
+import tempfile
 
 assert "jax" not in sys.modules, "jax was imported before its devices could be chosen"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
+# Compiled programs are not kept in the home of whoever runs the tests.
+os.environ["ASYMPO_CACHE"] = tempfile.mkdtemp(prefix="asympo-tests-")
+atexit.register(shutil.rmtree, os.environ["ASYMPO_CACHE"], ignore_errors=True)
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402

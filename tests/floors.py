@@ -26,6 +26,7 @@ ROOMS_OF_FLOOR = {
         "settings",
         "states",
         "experiment",
+        "loops",
         "processes",
         "warmup_cache",
         "initial",

@@ -13,7 +13,8 @@ from asympo_jax.progress import Count, Progress, say
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.leases import SamplingTotals
 from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
-from asympo_jax.runtime.pipeline import PipelineMeter
+from asympo_jax.runtime.pipeline import PipelineMeter, PipelineShares
+from asympo_jax.runtime.publisher import Published, Update
 from asympo_jax.runtime.rewards import Grader
 from asympo_jax.tasks import RewardError, make_task, reward_of
 from asympo_jax.types import Group, Prompt
@@ -64,13 +65,19 @@ def group() -> Group:
     return Group(0, 0, zeros[0], zeros, np.full(2, 5, np.int32), np.zeros(2), np.zeros(2))
 
 
+def published(version, finished, wait_s, train_s, busy_s) -> Published:
+    """An update on one group of two candidates, of which samplers handed in a pair each time."""
+    update = Update(version, None, {}, [group()], 2, {}, asked=0.0, taken=0.0)
+    sampled = SamplingTotals(2 * version, 20 * version, busy_s)
+    return Published(update, {}, sampled, finished, wait_s, train_s, publish_s=0.25)
+
+
 def test_a_learner_that_never_waits_is_at_its_ideal_and_the_idle_shares_say_who_waits():
-    clock = Clock()
-    meter = PipelineMeter(num_samplers=1, clock=clock)
+    meter = PipelineMeter(num_samplers=1, clock=Clock())
     for update in range(1, 4):
-        clock.now += 2.0
-        meter.add(0.0, 2.0, [group()], SamplingTotals(update, 10 * update, 0.5 * update))
+        meter.add(published(update, 2.0 * update, 0.0, 2.0, 0.5 * update))
     metrics = meter.metrics()
+    assert metrics["time/publish_s"] == 0.25
     assert metrics["pipeline/ideal_fraction"] == pytest.approx(1.0)
     assert metrics["idle/learner"] == 0.0
     assert metrics["idle/sampler"] == pytest.approx(0.75)
@@ -79,15 +86,42 @@ def test_a_learner_that_never_waits_is_at_its_ideal_and_the_idle_shares_say_who_
 
 
 def test_two_samplers_that_are_busy_all_the_time_share_the_ideal_between_them():
-    clock = Clock()
-    meter = PipelineMeter(num_samplers=2, clock=clock)
+    meter = PipelineMeter(num_samplers=2, clock=Clock())
     for update in range(1, 4):
-        clock.now += 2.0
-        meter.add(1.5, 0.5, [group()], SamplingTotals(update, 10 * update, 4.0 * update))
+        meter.add(published(update, 2.0 * update, 1.5, 0.5, 4.0 * update))
     metrics = meter.metrics()
     assert metrics["idle/learner"] == pytest.approx(0.75)
     assert metrics["idle/sampler"] == pytest.approx(0.0)
+    assert metrics["time/sample_s"] == pytest.approx(2.0)
     assert metrics["pipeline/ideal_fraction"] == pytest.approx(1.0)
+
+
+def test_the_first_update_in_which_programs_are_compiled_counts_until_there_is_another():
+    meter = PipelineMeter(num_samplers=1, clock=Clock())
+    assert meter.whole() is None
+    meter.add(published(1, 100.0, 80.0, 20.0, 80.0))
+    assert meter.metrics()["time/update_s"] == 100.0
+    assert meter.whole() is None
+    for update in range(2, 60):
+        meter.add(published(update, 98.0 + 2.0 * update, 1.0, 0.5, 79.5 + 0.5 * update))
+        assert meter.metrics()["time/update_s"] == 2.0
+    shares = meter.whole()
+    assert shares is not None
+    assert (shares.update_s, shares.wait_s, shares.train_s) == (2.0, 1.0, 0.5)
+    assert shares.ideal_fraction == meter.metrics()["pipeline/ideal_fraction"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("train_s", "sample_s", "words"),
+    [
+        (0.5, 1.9, ["the samplers were", "0.95 of the ideal"]),
+        (1.0, 0.5, ["the learner was", "0.5"]),
+    ],
+)
+def test_one_sentence_names_what_a_run_waited_for(train_s, sample_s, words):
+    shares = PipelineShares(2.0, 2.0 - train_s, train_s, 0.1, sample_s, 1.0 - sample_s / 2.0)
+    assert all(word in shares.bottleneck() for word in words)
+    assert f"the learner waited {1 - train_s / 2:.0%}" in shares.bottleneck()
 
 
 def test_progress_says_what_a_person_waits_for(capsys):

@@ -54,15 +54,20 @@ def groups_of(pace: Pacing, lease: Lease) -> list[Group]:
 
 
 class Simulation:
-    """Samplers that each hold at most one lease, and a learner, moved one at a time."""
+    """Samplers that each hold some leases, and a learner, moved one at a time.
 
-    def __init__(self, pace: Pacing, capacity: int, num_samplers: int, seed: int):
-        self.pace, self.capacity = pace, capacity
+    Args:
+        num_samplers: leases that are out at most.
+        ahead: updates that may be complete and not yet published.
+    """
+
+    def __init__(self, pace: Pacing, capacity: int, num_samplers: int, seed: int, ahead: int = 1):
+        self.pace, self.capacity, self.ahead = pace, capacity, ahead
         self.broker = Broker(pace, capacity)
         self.broker.open(0)
         self.random = random.Random(seed)
         self.working: list[Lease | None] = [None] * num_samplers
-        self.version = 0
+        self.version = self.published = 0
         self.lags: list[int] = []
         self.trained: list[int] = []
         self.filtered: list[int] = []
@@ -88,8 +93,11 @@ class Simulation:
                 moves.append(functools.partial(self.lease, i))
             elif lease is not None:
                 moves.append(functools.partial(self.finish, i, lease, loss_share))
-        if self.broker._select() is not None:
+        # The learner hands an update over once the one before is published.
+        if self.broker._select() is not None and self.version - self.published < self.ahead:
             moves.append(self.train)
+        if self.published < self.version:
+            moves.append(self.publish)
         return moves
 
     def lease(self, i: int) -> None:
@@ -115,24 +123,29 @@ class Simulation:
         self.version += 1
         self.broker.complete(self.version, trained)
 
+    def publish(self) -> None:
+        self.published += 1
+        self.broker.publish(self.published)
+
 
 CASES = dict(
     order=st.sampled_from(["ticket", "completion"]),
     lag=st.integers(0, 4),
     per_lease=st.sampled_from([1, 2, 4]),
     num_samplers=st.integers(1, 4),
-    extra_room=st.integers(0, 5),
+    extra_room=st.integers(0, 12),
+    ahead=st.integers(1, 3),
     seed=st.integers(0, 2**16),
 )
 
 
 @given(**CASES, loss_share=st.sampled_from([0.0, 0.3]), num_filtered=st.integers(0, 3))
 def test_every_group_is_used_once_within_the_lag_and_the_queue_within_its_bound(
-    order, lag, per_lease, num_samplers, extra_room, seed, loss_share, num_filtered
+    order, lag, per_lease, num_samplers, extra_room, ahead, seed, loss_share, num_filtered
 ):
     pace = pacing(order, lag, per_lease=per_lease)
-    capacity = max(1, lag) * pace.prompts_per_update + extra_room
-    simulation = Simulation(pace, capacity, num_samplers, seed)
+    capacity = pace.prompts_per_update + extra_room
+    simulation = Simulation(pace, capacity, num_samplers, seed, ahead)
     simulation.run(loss_share, num_filtered)
     assert sorted(simulation.trained + simulation.filtered) == list(range(pace.num_tickets))
     assert max(simulation.lags) <= lag
@@ -146,11 +159,11 @@ def test_every_group_is_used_once_within_the_lag_and_the_queue_within_its_bound(
 
 @given(**{k: v for k, v in CASES.items() if k != "order"})
 def test_ticket_order_trains_each_slot_with_exactly_the_lag_of_the_config(
-    lag, per_lease, num_samplers, extra_room, seed
+    lag, per_lease, num_samplers, extra_room, ahead, seed
 ):
     pace = pacing("ticket", lag, per_lease=per_lease)
-    capacity = max(1, lag) * pace.prompts_per_update + extra_room
-    simulation = Simulation(pace, capacity, num_samplers, seed)
+    capacity = pace.prompts_per_update + extra_room
+    simulation = Simulation(pace, capacity, num_samplers, seed, ahead)
     simulation.run()
     assert simulation.trained == list(range(pace.num_tickets))
     wanted = [min(lag, update) for update in range(pace.num_updates)]
@@ -184,6 +197,7 @@ def test_a_batch_in_completion_order_waits_for_the_straggler_that_is_due():
         broker.submit(lease, groups_of(pace, lease), 0.0)
     assert [g.ticket for g in broker.next_batch(1.0)] == [1, 2]
     broker.complete(1, {1, 2})
+    broker.publish(1)
     later = [broker.lease() for _ in range(2)]
     for lease in later:
         broker.submit(lease, groups_of(pace, lease), 0.0)
@@ -233,6 +247,28 @@ def test_waiting_without_any_new_group_ends_in_a_sentence_that_names_the_bound()
         broker.next_batch(0.0)
 
 
+def test_the_time_of_an_update_that_is_not_published_is_not_the_samplers():
+    pace = pacing(lag=0, per_lease=4)
+    broker = Broker(pace, capacity=8)
+    broker.open(0)
+    lease = broker.lease()
+    broker.submit(lease, groups_of(pace, lease), 0.0)
+    broker.complete(1, {g.ticket for g in broker.next_batch(0.0)})
+    ends = []
+
+    def wait_for_groups():
+        with pytest.raises((Stalled, Closed)) as raised:
+            broker.next_batch(0.01)
+        ends.append(raised.type)
+
+    thread = threading.Thread(target=wait_for_groups, daemon=True)
+    thread.start()
+    thread.join(0.1)
+    broker.close()
+    thread.join(PATIENCE_S)
+    assert ends == [Closed], "samplers wait for the version that the device still computes"
+
+
 def test_groups_of_another_version_or_ticket_are_not_taken():
     pace = pacing()
     broker = Broker(pace, capacity=8)
@@ -250,13 +286,37 @@ def test_groups_of_another_version_or_ticket_are_not_taken():
 def test_a_resumed_run_leases_what_was_live_and_trains_the_rest_once():
     pace = pacing(lag=1)
     simulation = Simulation(pace, 8, num_samplers=2, seed=3)
-    while simulation.version < 3 or not simulation.broker.metrics()["tickets/leased"]:
+    while (
+        simulation.published < 3
+        or simulation.published < simulation.version
+        or not simulation.broker.metrics()["tickets/leased"]
+    ):
         simulation.move()
     ledger = Ledger.from_json(simulation.broker.ledger_json())
     simulation.broker.close()
     resumed = Simulation(pace, 8, num_samplers=2, seed=4)
     resumed.broker = Broker(pace, 8, ledger)
     resumed.broker.open(simulation.version)
-    resumed.version = simulation.version
+    resumed.version = resumed.published = simulation.version
     resumed.run()
     assert simulation.trained + resumed.trained == list(range(pace.num_tickets))
+
+
+@pytest.mark.parametrize("order", ["ticket", "completion"])
+def test_an_update_that_is_not_published_lets_the_next_batch_be_taken_and_no_sampler_use_it(order):
+    pace = pacing(order, lag=1)
+    broker = Broker(pace, capacity=8)
+    broker.open(0)
+    for _ in range(4):
+        lease = broker.lease()
+        broker.submit(lease, groups_of(pace, lease), 0.0)
+    for version in (1, 2):
+        batch = broker._select()
+        assert batch is not None and batch == broker.next_batch(1.0)
+        broker.complete(version, {g.ticket for g in batch})
+    # A group of version 0 could be trained at update 1 at the latest, and that is complete.
+    assert not broker._may_lease()
+    broker.publish(1)
+    assert broker.lease().version == 1
+    with pytest.raises(AssertionError):
+        broker.publish(3)

@@ -32,7 +32,7 @@ WRONG = [
     (dict(group_size=0), ["group_size=0", "at least 1"]),
     (dict(num_updates=0), ["num_updates=0", "at least 1"]),
     (dict(lag=-1), ["lag=-1", "0"]),
-    (dict(lag=16, queue__capacity=64), ["queue.capacity=64", "lag=16", "512"]),
+    (dict(lag=16, queue__capacity=31), ["queue.capacity=31", "at least 32"]),
     (dict(order="random"), ["order='random'", "ticket", "completion"]),
     (dict(order="completion", runtime__name="sync"), ["order='completion'", "sync"]),
     (dict(runtime__name="ray"), ["runtime.name='ray'", "local", "sync"]),

@@ -26,6 +26,7 @@ from asympo_jax.runtime import wire
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.leases import SamplingTotals
 from asympo_jax.runtime.pipeline import PipelineMeter
+from asympo_jax.runtime.publisher import Published, Update
 from asympo_jax.runtime.reward_pool import RewardPool, RewardSource
 from asympo_jax.runtime.rewards import Grader
 from asympo_jax.runtime.tickets import Order, Pacing
@@ -78,7 +79,8 @@ def test_failures_come_through_the_wire_and_end_in_metrics():
     assert dataclasses.replace(sent, failure_G=None).is_graded
     totals = SamplingTotals().plus([found, group(1)], 1.0).plus([found], 1.0)
     meter = PipelineMeter(num_samplers=1, clock=lambda: 0.0)
-    meter.add(0.0, 1.0, [group(1)], totals)
+    update = Update(1, None, {}, [group(1)], 1, {}, asked=0.0, taken=0.0)
+    meter.add(Published(update, {}, totals, 1.0, 0.0, 1.0, 0.0))
     found = {name: x for name, x in meter.metrics().items() if name.startswith("grading/")}
     assert found == {"grading/timeouts": 2.0, "grading/deaths": 2.0, "grading/errors": 2.0}
 
@@ -100,6 +102,7 @@ def test_tickets_of_such_groups_have_failed_and_the_ledger_balances(order: Order
     batch = broker.next_batch(1.0)
     assert [one.is_graded for one in batch] == [True, False, True, True]
     broker.complete(1, {0, 2})
+    broker.publish(1)
     metrics = broker.metrics()
     counts = [metrics[f"tickets/{name}"] for name in ("issued", "trained", "filtered", "failed")]
     assert counts == [4, 2, 1, 1]

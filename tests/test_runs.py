@@ -42,8 +42,21 @@ def test_update_is_the_axis_of_all_metrics_and_every_ticket_is_accounted_for(one
     names += "throughput/sampled_tokens_per_s idle/sampler pipeline/ideal_fraction grad/norm "
     names += "policy/entropy nll/positive nll/negative weight/ess group/degenerate_share "
     names += "response/length response/truncated_share tickets/issued tickets/leased "
-    names += "tickets/filtered tickets/failed tickets/reissued"
+    names += "tickets/filtered tickets/failed tickets/reissued compile/count compile/seconds"
     assert set(names.split()) <= set(one_sampler.metrics[-1])
+
+
+def test_a_run_ends_with_a_sentence_on_its_bottleneck_and_the_share_of_the_ideal(one_sampler):
+    told = [line for line in one_sampler.stderr.splitlines() if "the bottleneck" in line]
+    assert len(told) == 1 and "of the ideal pipeline" in told[0]
+    assert 0 < one_sampler.result["pipeline/ideal_fraction"] <= 1
+
+
+def test_a_queue_of_one_batch_holds_any_lag_and_changes_no_bit(one_sampler, runner, tmp_path):
+    run = runner.train(tmp_path / "run", queue__capacity=4, sampler__prompts_per_lease=2)
+    wide = runner.train(tmp_path / "wide", sampler__prompts_per_lease=2)
+    assert run.sha == wide.sha
+    assert max(line["queue/depth"] for line in run.metrics[1:]) <= 4
 
 
 def test_rollouts_are_readable_and_say_how_late_they_are(one_sampler):
@@ -248,8 +261,12 @@ def test_samplers_refreshed_periodically_have_the_lag_that_the_histogram_says(ru
     assert lags == [{str(update % 3): 4} for update in range(6)]
 
 
-def test_parameters_that_are_not_finite_are_never_published_and_end_the_run(runner, tmp_path):
-    run = runner.train(tmp_path / "run", optimizer__learning_rate=1e300, num_updates=1)
+@pytest.mark.parametrize("fields", [{"num_updates": 1}, {"lag": 0}, {"runtime__name": "sync"}])
+def test_parameters_that_are_not_finite_are_never_published_and_end_the_run(
+    runner, tmp_path, fields
+):
+    """Also where the learner waits for samplers, and they for the version that never comes."""
+    run = runner.train(tmp_path / "run", optimizer__learning_rate=1e300, **fields)
     assert run.code == 3
     assert "update 0: " in run.error and "params/norm" in run.error
     assert not (tmp_path / "run" / "result.json").exists()

@@ -1,8 +1,11 @@
 """The broker: hands out leases, keeps the bounded queue of finished groups, forms batches.
 
 Plain Python behind one lock; it knows nothing of processes or transports. Samplers call `lease` and
-`submit`, the learner `next_batch` and `complete`. `lease` and `next_batch` block on a condition
-until they can be answered, or raise `Closed` with the cause that ended the run; nothing polls.
+`submit`, the learner `next_batch`, `complete` and `publish`. `lease` and `next_batch` block until
+they can be answered, or raise `Closed` with the cause that ended the run; nothing polls.
+
+Two counts say how far the run is: updates that are complete, of which the ledger knows, and the
+newest version published, which samplers may use; it follows when the device is done.
 
 Everything is bounded where work begins, so nothing that was worked on ever waits at a door or is
 thrown away. A lease starts only if every live ticket can still be trained within the lag, and if
@@ -27,7 +30,7 @@ class Broker:
 
     Args:
         pacing: order, lag and sizes.
-        capacity: bound of the queue of finished groups.
+        capacity: bound of the queue.
         ledger: of an earlier run that this one carries on, or a new one.
         clock: monotonic seconds.
     """
@@ -46,7 +49,8 @@ class Broker:
         self._clock = clock
         self._changed = threading.Condition()
         self._closed: Closed | None = None
-        self._version: int | None = None  # newest published = number of updates done
+        self._updates = 0  # complete; the next batch is that of this update
+        self._version: int | None = None  # newest published, at most `_updates`
         self._queue: dict[int, Group] = {}
         self._batch: list[Group] = []
         self._leases: dict[int, Lease] = {}
@@ -59,7 +63,7 @@ class Broker:
     def open(self, version: int) -> None:
         """The first snapshot is there: sampling may begin."""
         with self._changed:
-            self._version = version
+            self._updates = self._version = version
             self._changed.notify_all()
 
     def lease(self) -> Lease:
@@ -69,9 +73,7 @@ class Broker:
             Closed: the run has ended.
         """
         with self._changed:
-            self._wait_for(self._may_lease)
-            version = self._version
-            assert version is not None
+            version = self._wait_for_lease()
             if self._waiting:
                 number = self._waiting.pop(0)
                 tickets = [
@@ -103,8 +105,7 @@ class Broker:
         """
         tickets = [group.ticket for group in groups]
         with self._changed:
-            if self._closed is not None:
-                raise self._closed
+            self.raise_if_closed()
             if self._leases.get(lease.number) != lease:
                 raise Refused(f"{lease} is not out")
             if tickets != list(self._pacing.tickets_of_lease(lease.number)):
@@ -139,39 +140,40 @@ class Broker:
 
         Raises:
             Closed: the run has ended.
-            Stalled: no group came in for `timeout_s` seconds.
+            Stalled: no group and no version came in for `timeout_s` seconds.
         """
         with self._changed:
-            deadline, queued = self._clock() + timeout_s, len(self._queue)
-            batch = self._select()
+            deadline, before, batch = 0.0, None, self._select()
             while self._closed is None and batch is None:
-                if len(self._queue) != queued:
-                    deadline, queued = self._clock() + timeout_s, len(self._queue)
+                # Samplers may wait for what the device still computes, whose time is not theirs.
+                now = (len(self._queue), self._version)
+                if now != before or self._version != self._updates:
+                    deadline, before = self._clock() + timeout_s, now
                 in_time = self._changed.wait(deadline - self._clock())
                 batch = self._select()  # a group may have come in at the last moment
-                if not in_time and batch is None and self._closed is None:
+                may_go_on = in_time or batch or self._closed or self._version != self._updates
+                if not may_go_on:
                     raise Stalled(self._describe_stall(timeout_s))
-            if self._closed is not None:
-                raise self._closed
-            assert batch is not None and self._version is not None
+            self.raise_if_closed()
+            assert batch is not None
             for group in batch:
                 # The bound of the whole system, asserted where the group is used.
-                assert 0 <= self._version - group.version <= self._pacing.max_lag, group
+                assert 0 <= self._updates - group.version <= self._pacing.max_lag, group
                 del self._queue[group.ticket]
             self._batch = batch
             self._changed.notify_all()
             return batch
 
     def complete(self, version: int, trained: Collection[int]) -> None:
-        """The batch is done, and the snapshot of `version` is there.
+        """The update with the batch is on its way, and the next batch may be taken.
 
         Args:
-            version: number of updates done.
-            trained: tickets of the batch that were trained on. Of the others those that could not
-                be graded have failed, the rest is filtered out.
+            version: number of such updates.
+            trained: tickets of the batch that it trains on. Of the others those that could not be
+                graded have failed, the rest is filtered out.
         """
         with self._changed:
-            assert self._version is not None and version == self._version + 1
+            assert version == self._updates + 1
             assert set(trained) <= {group.ticket for group in self._batch}
             for group in self._batch:
                 outcome = Outcome.FILTERED if group.is_graded else Outcome.FAILED
@@ -181,6 +183,13 @@ class Broker:
                 self._ledger.settle(group.ticket, outcome)
             self._batch = []
             self._ledger.check_balance()
+            self._updates = version
+            self._changed.notify_all()
+
+    def publish(self, version: int) -> None:
+        """The snapshot of `version` is there: samplers may use it."""
+        with self._changed:
+            assert self._version is not None and self._version < version <= self._updates
             self._version = version
             self._changed.notify_all()
 
@@ -211,13 +220,12 @@ class Broker:
     def metrics(self) -> dict[str, float]:
         """`tickets/*` and `queue/depth`."""
         with self._changed:
-            outcomes = self._ledger.outcomes
             return {
                 "queue/depth": len(self._queue),
                 "tickets/issued": self._ledger.issued,
                 "tickets/leased": self._ledger.num_in(TicketState.LEASED),
                 "tickets/reissued": self._ledger.reissued,
-                **{f"tickets/{outcome.value}": outcomes[outcome] for outcome in Outcome},
+                **{f"tickets/{one.value}": self._ledger.outcomes[one] for one in Outcome},
             }
 
     def sampling_totals(self) -> SamplingTotals:
@@ -225,11 +233,12 @@ class Broker:
         with self._changed:
             return self._sampled
 
-    def _wait_for(self, predicate: Callable[[], bool]) -> None:
-        """Blocks until `predicate` holds; the watchdog of the learner owns the deadline."""
-        self._changed.wait_for(lambda: self._closed is not None or predicate())
-        if self._closed is not None:
-            raise self._closed
+    def _wait_for_lease(self) -> int:
+        """The newest version once a lease may start; the learner's `next_batch` has a deadline."""
+        self._changed.wait_for(lambda: self._closed or self._may_lease())
+        self.raise_if_closed()
+        assert self._version is not None
+        return self._version
 
     def _may_lease(self) -> bool:
         """Whether another lease can start within the bounds on lag and queue."""
@@ -243,15 +252,13 @@ class Broker:
         number = self._waiting[0] if self._waiting else self._ledger.issued // size
         if pacing.order == "ticket":
             return pacing.version_for(number * size) <= self._version
-        # Updates version … version + lag can train this many, the batch at work included.
-        room = (pacing.lag + 1) * pacing.prompts_per_update
+        # The updates up to version + lag can train this many, the batch at work included.
+        room = (self._version + pacing.lag + 1 - self._updates) * pacing.prompts_per_update
         return bool(self._waiting) or len(self._ledger.live) + size <= room
 
     def _select(self) -> list[Group] | None:
         """The next batch, or None while it is not there."""
-        pacing, update = self._pacing, self._version
-        if update is None:
-            return None
+        pacing, update = self._pacing, self._updates
         if pacing.order == "ticket":
             start = update * pacing.prompts_per_update
             slot = range(start, start + pacing.prompts_per_update)
@@ -272,10 +279,9 @@ class Broker:
     def _rest_in_time(self, chosen: set[int], update: int) -> bool:
         """Whether every other live ticket can still be trained by the update at which it is due."""
         pacing = self._pacing
+        others = (live for ticket, live in self._ledger.live.items() if ticket not in chosen)
         due = collections.Counter(
-            live.version + pacing.lag - update
-            for ticket, live in self._ledger.live.items()
-            if ticket not in chosen and live.version is not None
+            live.version + pacing.lag - update for live in others if live.version is not None
         )
         total = 0
         for updates_left, count in sorted(due.items()):
@@ -287,7 +293,7 @@ class Broker:
     def _describe_stall(self, timeout_s: float) -> str:
         """One sentence on what the learner waited for."""
         return (
-            f"update {self._version} waited {timeout_s:.0f} s without a new group: "
+            f"update {self._updates} waited {timeout_s:.0f} s without a new group: "
             f"{len(self._queue)} groups in the queue, leases out: "
             f"{sorted(self._leases) or 'none'} (runtime.stall_s bounds this wait)"
         )

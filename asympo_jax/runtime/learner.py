@@ -1,13 +1,16 @@
-"""The learner's loop: take a batch, update, publish, account."""
+"""The learner's loop: take a batch, update, hand over to be published, account for the one before.
+
+While the device works on an update, this thread packs the batch of the next one and queues its
+step; whatever needs numbers from the device comes one update later.
+"""
 
 import dataclasses
-import math
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from asympo_jax.learning import TrainState, informative_groups, make_batch
@@ -15,15 +18,12 @@ from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.evaluations import EvaluationLog
 from asympo_jax.runtime.metrics import MetricsWriter, write_rollouts
 from asympo_jax.runtime.pipeline import PipelineMeter
+from asympo_jax.runtime.publisher import Published, Publisher, Update
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.runtime.tickets import Pacing
 from asympo_jax.tasks import RewardError
 from asympo_jax.tokenizers import Tokenizer
 from asympo_jax.types import Batch, GradingFailure, Group, StopReason
-
-
-class NonFinite(Exception):
-    """A loss, a gradient or parameters that are not finite; nothing of them was published."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,9 @@ class Learner:
         group_size: G.
         num_positions: T of a batch.
         tokenizer: to write readable samples.
-        num_samplers: for the share of time that they are idle.
+        publisher: what updates are handed over to.
+        meter: of the pipeline.
+        in_step: whether each update is published before the next batch is asked for.
         stall_s: seconds to wait for a group.
         cadence: what happens how often.
         workdir: the run's directory.
@@ -72,6 +74,8 @@ class Learner:
         evaluations: where they are asked for and written down.
         save: called with the state when a checkpoint is due.
         show: called with each update's metrics, for people.
+        compiled: called with a version once its update was given to the device; metrics of what
+            was compiled so far.
     """
 
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
@@ -83,7 +87,9 @@ class Learner:
     group_size: int
     num_positions: int
     tokenizer: Tokenizer
-    num_samplers: int
+    publisher: Publisher
+    meter: PipelineMeter
+    in_step: bool
     stall_s: float
     cadence: Cadence
     workdir: pathlib.Path
@@ -92,6 +98,7 @@ class Learner:
     evaluations: EvaluationLog
     save: Callable[[TrainState], None]
     show: Callable[[int, dict[str, float]], None]
+    compiled: Callable[[int], Mapping[str, float]]
 
     def run(self, state: TrainState) -> TrainState:
         """Updates until `num_updates`; returns the last state, which is not evaluated yet.
@@ -103,44 +110,77 @@ class Learner:
             NonFinite: a loss, a gradient or parameters are not finite.
             RewardError: no group of an update could be graded.
         """
-        meter = PipelineMeter(self.num_samplers)
-        for update in range(int(state.update), self.pacing.num_updates):
-            start = time.monotonic()
-            self.sample()
-            candidates = self.broker.next_batch(self.stall_s)
-            taken = time.monotonic()
-            version = update + 1
-            chosen = informative_groups(candidates, self.prompts_per_update)
-            batch = make_batch(chosen, self.group_size, self.num_positions)
-            groups = _graded(chosen, update)
-            due = _due(version, self.cadence.gradients)
-            more_metrics = self.sign_gradients(state, batch) if due else {}
-            state, step_metrics = self.step(state, batch)
-            _require_finite(update, step_metrics)
-            # Publish before anything else is done with this update: samplers may be waiting.
-            self.store.write(version, state.params)
-            self.broker.complete(version, {group.ticket for group in groups})
+        try:
+            for version in range(int(state.update) + 1, self.pacing.num_updates + 1):
+                state, update = self._update(state, version)
+                # The line of an update is written while the next one runs.
+                self._account(self.publisher.hand_over(update))
+                if self._must_wait(version):
+                    self._follow_up(state, version)
+            return state
+        except Exception:
+            # What broke the update before is the cause, and the line of one that did not is kept.
+            self._account(self.publisher.wait())
+            raise
+
+    def _update(self, state: TrainState, version: int) -> tuple[TrainState, Update]:
+        """Takes a batch and gives its update to the device, for which it does not wait."""
+        update, asked = version - 1, time.monotonic()
+        self.sample()
+        candidates = self.broker.next_batch(self.stall_s)
+        taken = time.monotonic()
+        chosen = informative_groups(candidates, self.prompts_per_update)
+        batch = make_batch(chosen, self.group_size, self.num_positions)
+        groups = _graded(chosen, update)
+        due = _due(version, self.cadence.gradients)
+        more_metrics = self.sign_gradients(state, batch) if due else {}
+        state, metrics = self.step(state, batch)
+        params = self.store.copied(state.params)
+        self.broker.complete(version, {group.ticket for group in groups})
+        return state, Update(
+            version=version,
+            params=params,
+            metrics=metrics | more_metrics,
+            groups=groups,
+            num_candidates=len(candidates),
+            counts=group_metrics(groups, update) | self.broker.metrics() | self.compiled(version),
+            asked=asked,
+            taken=taken,
+        )
+
+    def _must_wait(self, version: int) -> bool:
+        """Whether an update must be published before the next one begins."""
+        is_due = self.cadence.is_evaluated(version) or _due(version, self.cadence.checkpoint)
+        return self.in_step or is_due or version == self.pacing.num_updates
+
+    def _follow_up(self, state: TrainState, version: int) -> None:
+        """What needs the newest update: its evaluation and its checkpoint."""
+        published = self.publisher.wait()
+        more, is_last = {}, version == self.pacing.num_updates
+        if self.cadence.is_evaluated(version) and not is_last:
+            more = {"eval/left_out": not self.evaluations.request(version, state.policy)}
+        self._account(published, more)
+        if _due(version, self.cadence.checkpoint) and not is_last:
+            self.save(state)
+
+    def _account(
+        self, published: Sequence[Published], more: Mapping[str, float] = types.MappingProxyType({})
+    ) -> None:
+        """Writes down updates that are published, and forgets snapshots that nothing needs."""
+        for one in published:
+            update, version = one.update, one.update.version
             needed = self.evaluations.evaluations.outstanding()
             self.store.prune(version - self.pacing.max_lag, needed)
-            trained = time.monotonic()
-            step_metrics |= more_metrics
-            metrics = {name: float(value) for name, value in step_metrics.items()}
-            metrics |= group_metrics(groups, update) | self.broker.metrics()
-            meter.add(taken - start, trained - taken, groups, self.broker.sampling_totals())
-            metrics |= meter.metrics()
-            is_last = version == self.pacing.num_updates
-            if self.cadence.is_evaluated(version) and not is_last:
-                metrics["eval/left_out"] = not self.evaluations.request(version, state.policy)
-            self.writer.write(version, metrics, {"lag/histogram": lags_of(groups, update)})
+            self.meter.add(one)
+            metrics = one.metrics | dict(update.counts) | self.meter.metrics() | dict(more)
+            lags = {"lag/histogram": lags_of(update.groups, version - 1)}
+            self.writer.write(version, metrics, lags)
             self.evaluations.collect()
             self.show(version, metrics)
             if _due(version, self.cadence.rollouts):
                 path = self.workdir / "rollouts" / f"update_{version:08d}.jsonl"
-                shown = groups[: self.cadence.rollouts_groups]
-                write_rollouts(path, shown, update, self.tokenizer)
-            if _due(version, self.cadence.checkpoint) and not is_last:
-                self.save(state)
-        return state
+                shown = update.groups[: self.cadence.rollouts_groups]
+                write_rollouts(path, shown, version - 1, self.tokenizer)
 
 
 def lags_of(groups: Sequence[Group], update: int) -> list[int]:
@@ -175,12 +215,3 @@ def _graded(chosen: Sequence[Group], update: int) -> list[Group]:
 def _due(version: int, every: int) -> bool:
     """Whether something that happens every so many updates is due after this one."""
     return every > 0 and version % every == 0
-
-
-def _require_finite(update: int, metrics: dict[str, Any]) -> None:
-    """Refuses an update that would publish NaN or infinity; waits for the device."""
-    names = ("loss", "grad/norm", "params/norm")
-    values = jax.device_get([metrics[name] for name in names])
-    if not all(math.isfinite(value) for value in values):
-        found = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
-        raise NonFinite(f"update {update}: {found} must be finite; nothing of it was published")

@@ -1,15 +1,18 @@
 """Who waits for whom, and how near an update comes to its ideal time.
 
-Over a window of the last updates, since samplers hand in whole leases at once.
+The ideal time of an update is the larger of what its samplers need for its groups and what the
+learner needs to train on them, both as they were while the other was at work. Metrics are over the
+last updates, since samplers hand in whole leases at once; the first update, in which programs are
+compiled, is left out as soon as there is another.
 """
 
 import collections
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from asympo_jax.runtime.leases import SamplingTotals
-from asympo_jax.types import Group
+from asympo_jax.runtime.publisher import Published
 
 _WINDOW = 20
 
@@ -19,15 +22,53 @@ class _Mark:
     """Running sums at the end of an update, seconds and tokens."""
 
     now: float
+    wait_s: float = 0.0
+    train_s: float = 0.0
+    publish_s: float = 0.0
+    candidates: int = 0
+    tokens: int = 0
+    sampled: SamplingTotals = SamplingTotals()
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineShares:
+    """Means over some updates.
+
+    Attributes:
+        update_s: seconds an update.
+        wait_s: of these, the learner had no batch and its device nothing to do.
+        train_s: of these, the learner had a batch and was at work on it.
+        publish_s: seconds to write a snapshot, beside the next update.
+        sample_s: seconds of all samplers together at work on the groups of an update.
+        sampler_idle: share of the time in which a sampler had no lease.
+    """
+
+    update_s: float
     wait_s: float
     train_s: float
-    groups: int
-    tokens: int
-    sampled: SamplingTotals
+    publish_s: float
+    sample_s: float
+    sampler_idle: float
+
+    @property
+    def ideal_fraction(self) -> float:
+        """Time of an update that never waits over its time."""
+        return min(1.0, max(self.train_s, self.sample_s) / self.update_s)
+
+    def bottleneck(self) -> str:
+        """One sentence on what a run waited for."""
+        larger = "samplers" if self.sample_s > self.train_s else "learner"
+        verb = "were" if larger == "samplers" else "was"
+        return (
+            f"the {larger} {verb} the bottleneck: an update took {self.update_s:.3g} s, sampling "
+            f"its groups {self.sample_s:.3g} s, training on them {self.train_s:.3g} s, which is "
+            f"{self.ideal_fraction:.2f} of the ideal pipeline; the learner waited "
+            f"{self.wait_s / self.update_s:.0%}, samplers {self.sampler_idle:.0%}"
+        )
 
 
 class PipelineMeter:
-    """Shares of time over the last updates.
+    """Shares of time, over the last updates and over all.
 
     Args:
         num_samplers: samplers that work at the same time.
@@ -37,50 +78,69 @@ class PipelineMeter:
     def __init__(self, num_samplers: int, clock: Callable[[], float] = time.monotonic):
         """Starts the clock."""
         self._num_samplers = num_samplers
-        self._clock = clock
-        start = _Mark(clock(), 0.0, 0.0, 0, 0, SamplingTotals())
-        self._marks: collections.deque[_Mark] = collections.deque([start], maxlen=_WINDOW + 1)
+        self._marks = collections.deque([_Mark(clock())], maxlen=_WINDOW + 1)
+        self._first: _Mark | None = None  # the end of the first update
+        self._num_updates = 0
 
-    def add(
-        self, wait_s: float, train_s: float, groups: Sequence[Group], sampled: SamplingTotals
-    ) -> None:
-        """Accounts for an update: seconds waited for its batch, seconds trained and published."""
-        last = self._marks[-1]
+    def add(self, published: Published) -> None:
+        """Accounts for an update."""
+        last, groups = self._marks[-1], published.update.groups
         mark = _Mark(
-            now=self._clock(),
-            wait_s=last.wait_s + wait_s,
-            train_s=last.train_s + train_s,
-            groups=last.groups + len(groups),
+            now=published.finished,
+            wait_s=last.wait_s + published.wait_s,
+            train_s=last.train_s + published.train_s,
+            publish_s=last.publish_s + published.publish_s,
+            candidates=last.candidates + published.update.num_candidates,
             tokens=last.tokens + sum(int(group.length_G.sum()) for group in groups),
-            sampled=sampled,
+            sampled=published.sampled,
         )
+        self._num_updates += 1
+        if self._first is None:
+            self._first = mark
+        elif self._marks[-1] is self._first:
+            self._marks.popleft()
         self._marks.append(mark)
 
     def metrics(self) -> dict[str, float]:
-        """Times, throughputs, idle shares and the share of the ideal, over the window.
-
-        The ideal time of an update is the larger of the time to sample its groups and the time to
-        train on them: what a pipeline that never waits would need.
-        """
-        first, last = self._marks[0], self._marks[-1]
-        num_updates = len(self._marks) - 1
-        wall_s = max(last.now - first.now, 1e-9)
-        wait_s, train_s = last.wait_s - first.wait_s, last.train_s - first.train_s
-        busy_s = (last.sampled.busy_s - first.sampled.busy_s) / self._num_samplers
-        num_sampled = last.sampled.groups - first.sampled.groups
-        group_s = busy_s / num_sampled if num_sampled else 0.0
-        ideal_s = max(train_s, group_s * (last.groups - first.groups))
+        """Times, throughputs, idle shares and the share of the ideal, over the window."""
+        first, last, num_updates = self._marks[0], self._marks[-1], len(self._marks) - 1
+        shares = self._shares(first, last, num_updates)
+        wall_s = shares.update_s * num_updates
+        num_sampled = last.sampled.tokens - first.sampled.tokens
         return {
-            "time/update_s": wall_s / num_updates,
-            "time/wait_s": wait_s / num_updates,
-            "time/train_s": train_s / num_updates,
+            "time/update_s": shares.update_s,
+            "time/wait_s": shares.wait_s,
+            "time/train_s": shares.train_s,
+            "time/publish_s": shares.publish_s,
+            "time/sample_s": shares.sample_s,
             "throughput/trained_tokens_per_s": (last.tokens - first.tokens) / wall_s,
-            "throughput/sampled_tokens_per_s": (last.sampled.tokens - first.sampled.tokens)
-            / wall_s,
-            "idle/learner": wait_s / wall_s,
-            "idle/sampler": min(1.0, max(0.0, 1.0 - busy_s / wall_s)),
-            "pipeline/ideal_fraction": min(1.0, ideal_s / wall_s),
+            "throughput/sampled_tokens_per_s": num_sampled / wall_s,
+            "idle/learner": shares.wait_s / shares.update_s,
+            "idle/sampler": shares.sampler_idle,
+            "pipeline/ideal_fraction": shares.ideal_fraction,
             "grading/timeouts": float(last.sampled.timeouts),
             "grading/deaths": float(last.sampled.deaths),
             "grading/errors": float(last.sampled.errors),
         }
+
+    def whole(self) -> PipelineShares | None:
+        """Means over all updates but the first; None where there are none."""
+        first, last = self._first, self._marks[-1]
+        if first is None or last is first:
+            return None
+        return self._shares(first, last, self._num_updates - 1)
+
+    def _shares(self, first: _Mark, last: _Mark, num_updates: int) -> PipelineShares:
+        """Means from one mark to another."""
+        wall_s = max(last.now - first.now, 1e-9)
+        busy_s = (last.sampled.busy_s - first.sampled.busy_s) / self._num_samplers
+        num_sampled = last.sampled.groups - first.sampled.groups
+        group_s = busy_s / num_sampled if num_sampled else 0.0
+        return PipelineShares(
+            update_s=wall_s / num_updates,
+            wait_s=(last.wait_s - first.wait_s) / num_updates,
+            train_s=(last.train_s - first.train_s) / num_updates,
+            publish_s=(last.publish_s - first.publish_s) / num_updates,
+            sample_s=group_s * (last.candidates - first.candidates) / num_updates,
+            sampler_idle=min(1.0, max(0.0, 1.0 - busy_s / wall_s)),
+        )

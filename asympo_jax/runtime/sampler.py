@@ -1,8 +1,12 @@
 """The sampler's loop: lease, read the snapshot, generate, grade, submit.
 
-It holds no state that matters: whatever it was working on can be leased again to another.
+It holds no state that matters: whatever it was working on can be leased again to another. In a
+process of its own it decodes the next lease while a thread turns the responses of the last one into
+text, grades them and hands them in.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -16,9 +20,9 @@ from asympo_jax.models import ModelConfig
 from asympo_jax.runtime.leases import Closed, Lease
 from asympo_jax.runtime.rewards import Grader
 from asympo_jax.runtime.tickets import Pacing, ticket
-from asympo_jax.sampling import DrawParams, EngineConfig, generate
+from asympo_jax.sampling import DrawParams, EngineConfig, Responses, generate
 from asympo_jax.tasks.base import Task
-from asympo_jax.types import Group
+from asympo_jax.types import Group, Prompt
 
 
 class LeaseSource(Protocol):
@@ -59,6 +63,10 @@ class Sampler:
 
     def work(self, lease: Lease, params: Any) -> list[Group]:
         """The groups of a lease: a pure function of the lease and the parameters."""
+        return self.grade(self.decode(lease, params))
+
+    def decode(self, lease: Lease, params: Any) -> "Decoded":
+        """The responses to the prompts of a lease."""
         tickets = [
             ticket(self.seed, index, self.pacing.prompts_per_update, self.task.num_train)
             for index in self.pacing.tickets_of_lease(lease.number)
@@ -67,16 +75,20 @@ class Sampler:
         prompt_ids = [self.task.tokenizer.encode_prompt(prompt.text) for prompt in prompts]
         keys = [t.key for t in tickets]
         out = generate(self.model, self.engine, params, prompt_ids, keys, self.draw)
-        groups = []
-        for p, (t, prompt) in enumerate(zip(tickets, prompts, strict=True)):
+        return Decoded(lease, [t.index for t in tickets], prompts, prompt_ids, out)
+
+    def grade(self, decoded: "Decoded") -> list[Group]:
+        """The groups of a lease, whose responses are turned into text and graded."""
+        out, groups = decoded.responses, []
+        for p, (index, prompt) in enumerate(zip(decoded.tickets, decoded.prompts, strict=True)):
             rows = zip(out.token_PGT[p], out.length_PG[p], strict=True)
             texts = [self.task.tokenizer.decode(row[:length].tolist()) for row, length in rows]
             reward_G, failure_G = self.grader.grade(prompt, texts, out.length_PG[p])
             groups.append(
                 Group(
-                    ticket=t.index,
-                    version=lease.version,
-                    prompt_S=np.asarray(prompt_ids[p], np.int32),
+                    ticket=index,
+                    version=decoded.lease.version,
+                    prompt_S=np.asarray(decoded.prompt_ids[p], np.int32),
                     response_GT=out.token_PGT[p],
                     length_G=out.length_PG[p],
                     stop_G=out.stop_PG[p],
@@ -88,34 +100,98 @@ class Sampler:
         return groups
 
 
-class SamplerLoop:
-    """A sampler at work on a source of leases."""
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """A lease between the device and the grader.
 
-    def __init__(self, sampler: Sampler, source: LeaseSource):
+    Attributes:
+        lease: as it was given out.
+        tickets: their indices (P).
+        prompts: of the tickets.
+        prompt_ids: the prompts as token ids.
+        responses: G to each prompt.
+    """
+
+    lease: Lease
+    tickets: Sequence[int]
+    prompts: Sequence[Prompt]
+    prompt_ids: Sequence[Sequence[int]]
+    responses: Responses
+
+
+class SamplerLoop:
+    """A sampler at work on a source of leases.
+
+    Args:
+        sampler: turns leases into groups.
+        source: of leases.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        source: LeaseSource,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         """Nothing is leased yet."""
         self._sampler = sampler
         self._source = source
+        self._clock = clock
         self._version: int | None = None
         self._params: Any = None
+        self._graded = 0.0  # when the last lease was
 
-    def run(self) -> None:
-        """Works leases until the source is closed."""
-        while True:
+    def run(self, fail: Callable[[str], None]) -> None:
+        """Works leases until the source is closed, grading one while the next one is decoded.
+
+        Args:
+            fail: told why grading broke, at once, since by then this loop may wait for a lease.
+        """
+        grading: concurrent.futures.Future[None] | None = None
+        with concurrent.futures.ThreadPoolExecutor(1, "grading") as grader:
             try:
-                self.work_one()
+                while True:
+                    lease = self._source.lease()
+                    start = self._clock()
+                    decoded = self._decode(lease)
+                    if grading is not None:
+                        grading.result()  # so that two leases are the most that a sampler has
+                    grading = grader.submit(self._finish, decoded, start, fail)
             except Closed:
-                return
+                if grading is not None:
+                    with contextlib.suppress(Closed):
+                        grading.result()
 
     def work_one(self) -> None:
-        """Works one lease.
+        """Works one lease, grading included.
 
         Raises:
             Closed: the run has ended.
         """
         lease = self._source.lease()
-        start = time.monotonic()
+        start = self._clock()
+        self._submit(self._decode(lease), start)
+
+    def _decode(self, lease: Lease) -> Decoded:
+        """Decodes a lease with the parameters of its version."""
         if lease.version != self._version:
             self._params = jax.tree.map(jnp.asarray, self._sampler.read_snapshot(lease.version))
             self._version = lease.version
-        groups = self._sampler.work(lease, self._params)
-        self._source.submit(lease, groups, time.monotonic() - start)
+        return self._sampler.decode(lease, self._params)
+
+    def _finish(self, decoded: Decoded, start: float, fail: Callable[[str], None]) -> None:
+        """Grades and hands in; says what broke."""
+        try:
+            self._submit(decoded, start)
+        except Closed:
+            raise
+        except Exception as error:
+            fail(f"{type(error).__name__}: {error}")
+            raise
+
+    def _submit(self, decoded: Decoded, start: float) -> None:
+        """Grades and hands in, with the seconds in which nothing else was at work."""
+        groups = self._sampler.grade(decoded)
+        before, self._graded = self._graded, self._clock()
+        self._source.submit(decoded.lease, groups, self._graded - max(start, before))

@@ -21,7 +21,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from asympo_jax.models import with_adapters
+from asympo_jax.models import ParamsDtype, rounded, with_adapters
 
 _RAM_DISK = pathlib.Path("/dev/shm")
 _PREFIX, _LOCK = "asympo-", "lock"
@@ -37,22 +37,29 @@ class SnapshotStore:
     Args:
         directory: where the files are; it exists.
         run_id: identity of the run; snapshots of another are refused.
-        dtype: of the parameters written.
+        dtype: of the parameters written; see `models.rounded`.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], run_id: str, dtype: str = "float32"):
+    def __init__(
+        self, directory: str | os.PathLike[str], run_id: str, dtype: ParamsDtype = "float32"
+    ):
         """A store; nothing is read or written yet."""
         self.directory = pathlib.Path(directory)
         self._run_id = run_id
-        self._dtype = jnp.dtype(dtype)
+        self._dtype = dtype
         self._has_base = False
         self._base: Any = None
+        self._copied = jax.jit(lambda params: jax.tree.map(jnp.copy, rounded(params, self._dtype)))
 
     def write_base(self, base: Any) -> None:
         """Publishes what all versions from now on are adapters on; None if they are not any."""
         self._has_base = base is not None
         if self._has_base:
             self._write(None, base)
+
+    def copied(self, params: Any) -> Any:
+        """A copy of the parameters, as `write` stores them, that the device makes in its turn."""
+        return self._copied(params)
 
     def write(self, version: int, params: Any) -> None:
         """Publishes the parameters of a version; blocks until they are computed."""
@@ -96,7 +103,7 @@ class SnapshotStore:
 
     def _write(self, version: int | None, params: Any, **metadata: str) -> None:
         """Writes the file of a version, or of the base if None, with its manifest."""
-        params = jax.tree.map(self._converted, params)
+        params = rounded(params, self._dtype)  # where they are
         manifest = {"run_id": self._run_id, "version": str(version), **metadata}
         write_params(self._path(version), params, **manifest)
 
@@ -108,10 +115,6 @@ class SnapshotStore:
         if found != wanted:
             raise SnapshotRefused(f"{self._path(version)}: is {found}, wanted {wanted}")
         return params, metadata
-
-    def _converted(self, array: Any) -> Any:
-        """The array in the store's type, made where the array is; the scale of adapters stays."""
-        return array if array.dtype == self._dtype or not array.ndim else array.astype(self._dtype)
 
     def _path(self, version: int | None) -> pathlib.Path:
         """The file of a version, or of the base if None."""

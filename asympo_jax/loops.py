@@ -1,0 +1,94 @@
+"""The learner's loop of a run, put together from its config."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+from asympo_jax import experiment, interrupts
+from asympo_jax.learning import TrainState, make_optimizer, make_sign_gradients, make_train_step
+from asympo_jax.progress import Progress, say
+from asympo_jax.runtime.broker import Broker
+from asympo_jax.runtime.compilation import Compilations, make_step_watch
+from asympo_jax.runtime.evaluations import EvaluationLog
+from asympo_jax.runtime.learner import Cadence, Learner
+from asympo_jax.runtime.metrics import MetricsWriter
+from asympo_jax.runtime.pipeline import PipelineMeter
+from asympo_jax.runtime.publisher import Publisher
+from asympo_jax.runtime.sampler import SamplerLoop
+from asympo_jax.runtime.snapshots import SnapshotStore
+from asympo_jax.settings import ExperimentConfig
+
+_STEP = "jit(step)"  # what jax calls the learner's step
+
+
+def cadence_of(config: ExperimentConfig) -> Cadence:
+    """What happens how often."""
+    return Cadence(
+        evaluate=config.eval.every_updates,
+        checkpoint=config.checkpoint.every_updates,
+        rollouts=config.log.rollouts_every_updates,
+        rollouts_groups=config.log.rollouts_groups,
+        gradients=config.log.gradients_every_updates,
+    )
+
+
+def make_learner(
+    config: ExperimentConfig,
+    parts: experiment.Parts,
+    store: SnapshotStore,
+    workdir: pathlib.Path,
+    broker: Broker,
+    publisher: Publisher,
+    writer: MetricsWriter,
+    progress: Progress,
+    log: EvaluationLog,
+    compilations: Compilations,
+    save: Callable[[TrainState], None],
+) -> Learner:
+    """The learner's loop with everything that it needs; where there is one process, it samples."""
+    model = dataclasses.replace(parts.model, remat=config.learner.remat)
+    in_process = config.runtime_name == "sync"
+
+    def show(update: int, metrics: dict[str, float]) -> None:
+        interrupts.raise_if_received()
+        progress.update(update, metrics)
+
+    return Learner(
+        step=make_train_step(
+            model, config.objective, make_optimizer(config.optimizer), config.step
+        ),
+        sign_gradients=make_sign_gradients(model, config.objective, config.step),
+        broker=broker,
+        store=store,
+        pacing=config.pacing,
+        prompts_per_update=config.prompts_per_update,
+        group_size=config.group_size,
+        num_positions=config.sampler.max_prompt_tokens + config.sampler.max_response_tokens,
+        tokenizer=parts.task.tokenizer,
+        publisher=publisher,
+        meter=PipelineMeter(1 if in_process else config.sampler.count),
+        in_step=in_process,
+        stall_s=config.stall_s,
+        cadence=cadence_of(config),
+        workdir=workdir,
+        writer=writer,
+        sample=_make_sample(config, parts, store, broker) if in_process else lambda: None,
+        evaluations=log,
+        save=save,
+        show=show,
+        compiled=make_step_watch(compilations, _STEP, say),
+    )
+
+
+def _make_sample(
+    config: ExperimentConfig, parts: experiment.Parts, store: SnapshotStore, broker: Broker
+) -> Callable[[], None]:
+    """Samples the groups of one update in this process."""
+    loop = SamplerLoop(experiment.make_sampler(config, parts, store), broker)
+    pacing = config.pacing
+
+    def sample() -> None:
+        for _ in range(pacing.prompts_per_update // pacing.prompts_per_lease):
+            loop.work_one()
+
+    return sample

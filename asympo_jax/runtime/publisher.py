@@ -1,0 +1,190 @@
+"""What follows an update while the next one runs: the device is awaited, the snapshot published.
+
+The learner hands over a copy of the parameters that the device may still have to compute, and goes
+on. It is at most one update ahead of what is published, so that the device always has its next
+step, and memory holds two copies at most. Nothing that is not finite is published.
+"""
+
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from asympo_jax.runtime.broker import Broker
+from asympo_jax.runtime.leases import SamplingTotals
+from asympo_jax.runtime.snapshots import SnapshotStore
+from asympo_jax.types import Group
+
+_GUARDS = ("loss", "grad/norm", "params/norm")
+
+
+class NonFinite(Exception):
+    """A loss, a gradient or parameters that are not finite; nothing of them was published."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """An update that the device is at work on.
+
+    Attributes:
+        version: number of updates with this one.
+        params: a copy of its parameters, which no later step ends the life of.
+        metrics: its metrics on the device.
+        groups: what it trains on.
+        num_candidates: groups that were sampled for it.
+        counts: metrics of the broker and of compilation when it was given to the device.
+        asked: when its batch was asked for, monotonic seconds.
+        taken: when the batch was there.
+    """
+
+    version: int
+    params: Any
+    metrics: Mapping[str, Any]
+    groups: Sequence[Group]
+    num_candidates: int
+    counts: Mapping[str, float]
+    asked: float
+    taken: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """An update whose snapshot is there.
+
+    Attributes:
+        update: as it was handed over.
+        metrics: its metrics on the host.
+        sampled: what samplers had handed in when the device was done.
+        finished: when that was, monotonic seconds.
+        wait_s: seconds without a batch and with nothing on the device.
+        train_s: seconds with the batch there until the device was done, those that it was at work
+            on the update before left out.
+        publish_s: seconds to write the snapshot.
+    """
+
+    update: Update
+    metrics: dict[str, float]
+    sampled: SamplingTotals
+    finished: float
+    wait_s: float
+    train_s: float
+    publish_s: float
+
+
+class Publisher:
+    """A thread that publishes updates, one after the other.
+
+    What breaks there is raised by the learner's next call, and closes the broker, so that a learner
+    that waits for groups wakes up.
+
+    Args:
+        store: where snapshots go.
+        broker: learns of each version.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, store: SnapshotStore, broker: Broker, clock: Callable[[], float] = time.monotonic
+    ):
+        """Starts the thread."""
+        self._store = store
+        self._broker = broker
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._closed = False
+        self._work: Update | None = None
+        self._published: list[Published] = []
+        self._failure: Exception | None = None
+        self._finished = clock()
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self._thread.start()
+
+    def hand_over(self, update: Update) -> list[Published]:
+        """Takes an update once the one before is published; returns those published meanwhile.
+
+        Raises:
+            NonFinite: the update before has a loss, a gradient or parameters that are not finite.
+            SnapshotRefused: it cannot be written.
+        """
+        with self._changed:
+            published = self._wait()
+            self._work = update
+            self._changed.notify_all()
+            return published
+
+    def wait(self) -> list[Published]:
+        """Waits until all is published; returns those published since the last call.
+
+        Raises:
+            NonFinite: as `hand_over`.
+            SnapshotRefused: as `hand_over`.
+        """
+        with self._changed:
+            return self._wait()
+
+    def close(self, timeout_s: float) -> None:
+        """Ends the thread; what it has not begun to publish is left."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(timeout_s)
+
+    def _wait(self) -> list[Published]:
+        """Waits for the thread, with the lock held."""
+        self._changed.wait_for(lambda: self._work is None)
+        if self._failure is not None:
+            raise self._failure
+        published, self._published = self._published, []
+        return published
+
+    def _run(self) -> None:
+        """Publishes what is handed over until it is closed, or something breaks."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._work is not None)
+                update = self._work
+                if self._closed or update is None:
+                    return
+            published = failure = None
+            try:
+                published = self._publish(update)
+            except Exception as error:  # the learner's next call raises it
+                failure = error
+            with self._changed:
+                self._published += [published] if published else []
+                self._failure = failure
+                self._work = None
+                self._changed.notify_all()
+            if failure is not None:
+                self._broker.close(str(failure))
+                return
+
+    def _publish(self, update: Update) -> Published:
+        """Waits for the device, checks what it found, writes and announces the snapshot."""
+        found = jax.device_get(dict(update.metrics))
+        before, finished = self._finished, self._clock()
+        self._finished, sampled = finished, self._broker.sampling_totals()
+        metrics = {name: float(value) for name, value in found.items()}
+        _require_finite(update.version - 1, metrics)
+        self._store.write(update.version, update.params)
+        self._broker.publish(update.version)
+        return Published(
+            update=dataclasses.replace(update, params=None),
+            metrics=metrics,
+            sampled=sampled,
+            finished=finished,
+            wait_s=max(0.0, update.taken - max(update.asked, before)),
+            train_s=finished - max(update.taken, before),
+            publish_s=self._clock() - finished,
+        )
+
+
+def _require_finite(update: int, metrics: Mapping[str, float]) -> None:
+    """Refuses to publish NaN or infinity."""
+    if not all(math.isfinite(metrics[name]) for name in _GUARDS):
+        found = ", ".join(f"{name} {metrics[name]}" for name in _GUARDS)
+        raise NonFinite(f"update {update}: {found} must be finite; nothing of it was published")

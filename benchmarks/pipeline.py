@@ -1,0 +1,349 @@
+"""How near asynchronous runs come to the ideal pipeline, and what it costs to publish a snapshot.
+
+    python benchmarks/pipeline.py
+    python benchmarks/pipeline.py --width=128 --repeats=5
+    python benchmarks/pipeline.py --skip_sweep
+
+The ideal time of an update is the larger of the time that a sampler alone needs for its groups and
+the time that a learner alone needs to train on them. Both are measured twice, in processes of their
+own on the cores that they have in a run: each alone, and both at work at the same time but not on
+each other's results (contention: caches, memory, the kernel). Then real runs of `train`, in turns,
+of the shapes of configs/arithmetic.py from random parameters: asynchronous at lag 2 with a queue of
+one batch and one sampler on its own core, and the synchronous loop, which has the learner's core
+alone. A published snapshot is measured in pairs of a learner that publishes every update and one
+that publishes none, also in CPU time, which other work disturbs less. Last, time of an update by
+lag and number of samplers with the default queue. Everything is a median over the repeats. Prints a
+table and, as its last line, JSON.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from typing import Any
+
+import jax
+
+from asympo_jax import experiment
+from asympo_jax.config import resolve
+from asympo_jax.defaults import default_config
+from asympo_jax.learning import init_state, make_optimizer
+from asympo_jax.loops import make_learner
+from asympo_jax.progress import Progress
+from asympo_jax.runtime import placement, wire
+from asympo_jax.runtime.compilation import Compilations, keep_compiled
+from asympo_jax.runtime.evaluations import EvaluationLog, EvaluationsHere
+from asympo_jax.runtime.leases import Closed, Lease, SamplingTotals
+from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
+from asympo_jax.runtime.publisher import Publisher
+from asympo_jax.runtime.sampler import SamplerLoop
+from asympo_jax.runtime.snapshots import SnapshotStore
+
+LAGS, SAMPLERS = (0, 1, 2, 4, 8), (1, 2)
+SKIPPED = 4  # updates or batches at the start of a measurement
+UPDATES = 43  # of a real run; its metrics are means over the last 20
+
+
+def main() -> None:
+    """Measures and prints; with `--role` it is one of the processes that are measured."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--width", type=int, default=64, help="of the decoder (64)")
+    parser.add_argument("--prompts", type=int, default=32, help="prompts an update (32)")
+    parser.add_argument("--response", type=int, default=24, help="longest response (24)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of a measurement alone (15)")
+    parser.add_argument("--repeats", type=int, default=3, help="of everything (3)")
+    parser.add_argument("--skip_sweep", action="store_true", help="no table by lag and samplers")
+    parser.add_argument("--role", choices=("sampler", "learner"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.role:
+        (_serve_sampler if arguments.role == "sampler" else _serve_learner)(arguments)
+        return
+    rows = measure(arguments)
+    for name, value in rows.items():
+        print(f"{name:44}{value:10.4f}" if isinstance(value, float) else f"{name:44}{value}")
+    print(json.dumps({"benchmark": "pipeline", **rows, "machine": _machine()}))
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All measurements, medians; times in seconds an update."""
+    found: dict[str, list[float]] = {}
+
+    def add(name: str, value: float) -> None:
+        found.setdefault(name, []).append(value)
+
+    with _Role("sampler", arguments) as sampler, _Role("learner", arguments) as learner:
+        for repeat in range(arguments.repeats):
+            sides = [("publish", "silent"), ("silent", "publish")][repeat % 2]
+            add("alone/sampler_s", sampler.seconds("publish")[0])
+            taken = {side: learner.seconds(side) for side in sides}
+            add("alone/learner_s", taken["publish"][0])
+            for kind, name in enumerate(("snapshot/cost", "snapshot/cost_in_cpu_time")):
+                add(name, taken["publish"][kind] / taken["silent"][kind] - 1.0)
+            sampler.begin("publish")
+            learner.begin("publish")
+            add("together/sampler_s", sampler.end()[0])
+            add("together/learner_s", learner.end()[0])
+    for _ in range(arguments.repeats):
+        one_core: dict[str, Any] = {"sampler.cores": 1, "queue.capacity": arguments.prompts}
+        own, update_s, _ = _run(arguments, lag=2, **one_core)
+        add("asynchronous/update_s", update_s)
+        add("asynchronous/ideal_fraction_of_the_run", own)
+        add("synchronous/update_s", _run(arguments, lag=2, **{"runtime.name": "sync"})[1])
+        add(
+            "asynchronous/synchronous",
+            found["asynchronous/update_s"][-1] / found["synchronous/update_s"][-1],
+        )
+        for lag in () if arguments.skip_sweep else LAGS:
+            for count in SAMPLERS:
+                _, update_s, tokens = _run(arguments, lag=lag, **{"sampler.count": count})
+                add(f"lag {lag}, samplers {count}: update_s", update_s)
+                add(f"lag {lag}, samplers {count}: tokens_per_s", tokens)
+    rows: dict[str, Any] = {name: statistics.median(values) for name, values in found.items()}
+    for kind in ("alone", "together"):
+        ideal_s = max(rows[f"{kind}/sampler_s"], rows[f"{kind}/learner_s"])
+        rows[f"ideal_fraction/{kind}"] = ideal_s / rows["asynchronous/update_s"]
+    return rows
+
+
+def _run(arguments: argparse.Namespace, **fields: Any) -> tuple[float, float, float]:
+    """A real run: its own ideal fraction, seconds an update, trained tokens a second."""
+    with tempfile.TemporaryDirectory() as directory:
+        given = {**_shape(arguments), "num_updates": UPDATES, **fields}
+        flags = [f"--config.{name}={value}" for name, value in given.items()]
+        command = [sys.executable, "-m", "asympo_jax.train", f"--workdir={directory}/run", *flags]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
+        workdir = pathlib.Path(directory) / "run"
+        result = json.loads((workdir / "result.json").read_text())
+        lines = {line["update"]: line for line in read_metrics(workdir / "metrics.jsonl")}
+    windows = [lines[UPDATES - 22], lines[UPDATES - 2]]
+    update_s = statistics.mean(line["time/update_s"] for line in windows)
+    tokens = statistics.mean(line["throughput/trained_tokens_per_s"] for line in windows)
+    return result["pipeline/ideal_fraction"], update_s, tokens
+
+
+def _shape(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The config of all runs."""
+    return {
+        "model.width": arguments.width,
+        "model.head_width": arguments.width // 4,
+        "model.mlp_width": 3 * arguments.width,
+        "prompts_per_update": arguments.prompts,
+        "sampler.max_response_tokens": arguments.response,
+        "warmup.num_steps": 0,
+        "eval.every_updates": 0,
+        "eval.num_prompts": 32,
+        "eval.process": False,
+        "checkpoint.every_updates": 0,
+        "log.rollouts_every_updates": 0,
+        "log.tensorboard": False,
+    }
+
+
+def _resolved(arguments: argparse.Namespace) -> Any:
+    """The experiment of a process that is measured."""
+    config = default_config()
+    config.update_from_flattened_dict({**_shape(arguments), "num_updates": 10**6})
+    return resolve(config)
+
+
+class _Role:
+    """A process that samples, or trains, for some seconds whenever it is asked."""
+
+    def __init__(self, role: str, arguments: argparse.Namespace):
+        given = [
+            f"--{name}={getattr(arguments, name)}" for name in ("width", "prompts", "response")
+        ]
+        command = [sys.executable, __file__, f"--role={role}", *given]
+        self._process = subprocess.Popen(
+            [*command, f"--seconds={arguments.seconds}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            bufsize=1,
+        )
+        self.seconds("publish")  # compilation
+
+    def __enter__(self) -> "_Role":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def begin(self, side: str) -> None:
+        """Lets it work."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(side + "\n")
+
+    def end(self) -> tuple[float, float]:
+        """Waits for its median seconds an update: of the clock, and of CPU time."""
+        assert self._process.stdout is not None
+        wall_s, cpu_s = self._process.stdout.readline().split()
+        return float(wall_s), float(cpu_s)
+
+    def seconds(self, side: str) -> tuple[float, float]:
+        """Lets it work; median seconds an update."""
+        self.begin(side)
+        return self.end()
+
+
+class _Stopwatch:
+    """Ends a loop after some seconds, and knows when its turns began."""
+
+    def __init__(self, seconds: float):
+        self._times: list[float] = []
+        self._cpu_times: list[float] = []
+        self._seconds = seconds
+
+    def turn(self) -> None:
+        """A turn begins.
+
+        Raises:
+            Closed: the time is up.
+        """
+        self._times.append(time.monotonic())
+        self._cpu_times.append(time.process_time())
+        enough = len(self._times) > SKIPPED + 2
+        if enough and self._times[-1] - self._times[SKIPPED] > self._seconds:
+            raise Closed(None)
+
+    def medians(self) -> str:
+        """Median seconds a turn of the clock and of CPU time, the first ones left out."""
+        pairs = (itertools.pairwise(times[SKIPPED:]) for times in (self._times, self._cpu_times))
+        return " ".join(str(statistics.median(b - a for a, b in each)) for each in pairs)
+
+
+class _EndlessLeases:
+    """A source of leases that are always there, each with another snapshot than the last."""
+
+    def __init__(self, stopwatch: _Stopwatch):
+        self._stopwatch = stopwatch
+        self._number = 0
+
+    def lease(self) -> Lease:
+        """The next lease."""
+        self._stopwatch.turn()
+        self._number += 1
+        return Lease(self._number, 0, self._number % 2)
+
+    def submit(self, lease: Lease, groups: Any, busy_s: float) -> None:
+        """Makes the frame that a run would send."""
+        wire.encode({"type": "submit", "groups": [wire.group_fields(group) for group in groups]})
+
+
+class _EndlessGroups:
+    """A broker whose batches are always there."""
+
+    def __init__(self, stopwatch: _Stopwatch, groups: Any):
+        self._stopwatch = stopwatch
+        self._groups = groups
+
+    def next_batch(self, timeout_s: float) -> Any:
+        """The same batch again."""
+        self._stopwatch.turn()
+        return self._groups
+
+    def complete(self, version: int, trained: Any) -> None:
+        """Nothing to account for."""
+
+    def publish(self, version: int) -> None:
+        """Nobody waits for it."""
+
+    def close(self, cause: str | None = None) -> None:
+        """Nobody waits."""
+
+    def metrics(self) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def sampling_totals(self) -> SamplingTotals:
+        """None."""
+        return SamplingTotals()
+
+
+class _Unwritten(SnapshotStore):
+    """A store that keeps nothing and makes no copies."""
+
+    def copied(self, params: Any) -> Any:
+        """Nothing."""
+
+    def write(self, version: int, params: Any) -> None:
+        """Nothing."""
+
+
+def _serve_sampler(arguments: argparse.Namespace) -> None:
+    """Samples whenever a line comes in."""
+    config, parts, params = _start(arguments, 1)
+    with tempfile.TemporaryDirectory() as directory:
+        store = SnapshotStore(directory, "run")
+        for version in (0, 1):
+            store.write(version, params)
+        for _ in sys.stdin:
+            stopwatch = _Stopwatch(arguments.seconds)
+            sampler = experiment.make_sampler(config, parts, store)
+            SamplerLoop(sampler, _EndlessLeases(stopwatch)).run(sys.exit)
+            print(stopwatch.medians(), flush=True)
+
+
+def _serve_learner(arguments: argparse.Namespace) -> None:
+    """Trains whenever a line comes in."""
+    config, parts, params = _start(arguments, 0)
+    needs, key = config.objective.needs, jax.random.key(0)
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory)
+        sampler = experiment.make_sampler(config, parts, SnapshotStore(path, "run"))
+        groups = sampler.work(Lease(0, 0, 0), params)
+        for side in sys.stdin:
+            stopwatch = _Stopwatch(arguments.seconds)
+            store = (SnapshotStore if side.strip() == "publish" else _Unwritten)(path, "run")
+            broker: Any = _EndlessGroups(stopwatch, groups)
+            publisher, writer = Publisher(store, broker), MetricsWriter(path, 0, False)
+            log = EvaluationLog(EvaluationsHere(lambda *_: {}), writer, lambda *_: None, 1, 1.0)
+            learner = make_learner(
+                config, parts, store, path, broker, publisher, writer, Progress(10**6), log,
+                Compilations(), lambda _: None,
+            )  # fmt: skip
+            with contextlib.suppress(Closed):
+                learner.run(init_state(parts.model, make_optimizer(config.optimizer), key, needs))
+            publisher.close(10.0)
+            writer.close()
+            print(stopwatch.medians(), flush=True)
+
+
+def _start(arguments: argparse.Namespace, half: int) -> tuple[Any, Any, Any]:
+    """Pins this process as a run would; config, parts and parameters."""
+    placement.pin(placement.split_cores(placement.available_cores())[half])
+    keep_compiled(None)
+    config = _resolved(arguments)
+    parts = experiment.build_parts(config)
+    state = init_state(parts.model, make_optimizer(config.optimizer), jax.random.key(0))
+    return config, parts, state.params
+
+
+def _machine() -> dict[str, Any]:
+    """Versions and cores."""
+    return {
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("jax", "jaxlib")},
+    }
+
+
+if __name__ == "__main__":
+    main()

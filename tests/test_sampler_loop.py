@@ -1,0 +1,141 @@
+"""A sampler's two stages, and the two pipes on which they reach the broker."""
+
+import sys
+import threading
+import types
+
+import pytest
+
+from asympo_jax.runtime.broker import Broker
+from asympo_jax.runtime.leases import Closed, Lease
+from asympo_jax.runtime.local import LocalSamplers
+from asympo_jax.runtime.sampler import SamplerLoop
+from asympo_jax.runtime.tickets import Pacing
+
+PATIENCE_S = 60.0
+
+
+class Stages:
+    """A source of leases and a sampler that wait for what a test says.
+
+    Args:
+        num_leases: after which the source is closed.
+        in_turn: a lease is given out only when all before are handed in, as at lag 0.
+    """
+
+    def __init__(self, num_leases: int, in_turn: bool = False):
+        self.num_leases, self.in_turn = num_leases, in_turn
+        self.changed = threading.Condition()
+        self.leased = self.decoded = self.submitted = 0
+        self.most_out = 0
+        self.closed = False
+        self.now = 0.0
+        self.busy: list[float] = []
+
+    def wait_for(self, condition) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.closed or condition(), PATIENCE_S)
+
+    def lease(self) -> Lease:
+        self.wait_for(lambda: self.submitted == self.leased or not self.in_turn)
+        with self.changed:
+            if self.closed or self.leased == self.num_leases:
+                raise Closed(None)
+            self.leased += 1
+            self.most_out = max(self.most_out, self.leased - self.submitted)
+            return Lease(self.leased - 1, 0, 0)
+
+    def submit(self, lease, groups, busy_s) -> None:
+        with self.changed:
+            assert lease.number == self.submitted
+            self.submitted += 1
+            self.busy.append(busy_s)
+            self.changed.notify_all()
+
+    def close(self, cause) -> None:
+        self.cause = cause
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+    def read_snapshot(self, version):
+        return {}
+
+    def decode(self, lease, params):
+        with self.changed:
+            self.decoded += 1
+            self.now += 1.0
+            self.changed.notify_all()
+        return types.SimpleNamespace(lease=lease)
+
+    def grade(self, decoded):
+        return []
+
+    def clock(self) -> float:
+        return self.now
+
+    def loop(self) -> SamplerLoop:
+        return SamplerLoop(self, self, self.clock)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_lease_is_graded_while_the_next_one_is_decoded_and_two_are_out_at_most():
+    stages = Stages(num_leases=5)
+
+    def grade(decoded):
+        # Without a thread of its own this would never end.
+        stages.wait_for(lambda: stages.decoded > decoded.lease.number + 1 or stages.decoded == 5)
+        return []
+
+    stages.grade = grade
+    stages.loop().run(pytest.fail)
+    assert (stages.submitted, stages.most_out) == (5, 2)
+
+
+@pytest.mark.parametrize("in_turn", [True, False])
+def test_leases_that_wait_for_submissions_do_not_hold_them_up(in_turn):
+    stages = Stages(num_leases=4, in_turn=in_turn)
+    stages.loop().run(pytest.fail)
+    assert stages.submitted == 4
+    assert sum(stages.busy) == pytest.approx(4.0), "each second counts once"
+
+
+def test_grading_that_breaks_is_told_although_the_loop_waits_for_a_lease():
+    stages = Stages(num_leases=9, in_turn=True)
+
+    def grade(decoded):
+        raise RuntimeError("the grader fell over")
+
+    stages.grade = grade
+    with pytest.raises(RuntimeError, match="fell over"):
+        stages.loop().run(stages.close)
+    assert stages.cause == "RuntimeError: the grader fell over"
+
+
+HOLDS_TWO_LEASES = """
+import sys
+from asympo_jax.runtime.local import LocalClient
+fds = {a.split("=")[0]: a.split("=")[1] for a in sys.argv[1:]}
+client = LocalClient(int(fds["--fd"]), int(fds["--submit_fd"]))
+client.lease(), client.lease()
+CAUSE
+"""
+
+
+@pytest.mark.parametrize(
+    ("last_words", "cause"),
+    [
+        ("sys.exit(7)", "sampler 0 ended with exit code 7"),
+        ("client.fail('it says why'); sys.exit(7)", "sampler 0: it says why"),
+    ],
+)
+def test_both_leases_of_a_sampler_that_is_gone_wait_again(last_words, cause):
+    broker = Broker(Pacing("completion", 2, 6, 4, 2), capacity=8)
+    broker.open(0)
+    program = HOLDS_TWO_LEASES.replace("CAUSE", last_words)
+    environment = {"PYTHONPATH": ":".join(sys.path), "JAX_PLATFORMS": "cpu"}
+    samplers = LocalSamplers(broker, [sys.executable, "-c", program], environment, 1)
+    with pytest.raises(Closed, match=cause):
+        broker.next_batch(PATIENCE_S)
+    samplers.stop(PATIENCE_S)
+    metrics = broker.metrics()
+    assert (metrics["tickets/leased"], metrics["tickets/reissued"]) == (0, 4)
