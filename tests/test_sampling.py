@@ -151,6 +151,18 @@ def test_rounding_at_the_borders_between_tokens_never_draws_an_excluded_one(opti
     assert set(np.asarray(token_B)) <= allowed
 
 
+def test_draws_invert_the_distribution_function_also_where_blocks_of_tokens_meet():
+    logits_V = np.random.default_rng(1).normal(0, 2, 1000).astype(np.float32)
+    below_V = np.cumsum(softmax(logits_V))
+    shifts = np.arange(-40, 41) * 2.0**-23
+    uniform_B = (below_V[127::128, None] + shifts).reshape(-1)
+    uniform_B = uniform_B[(uniform_B > 0) & (uniform_B < 1)].astype(np.float32)
+    logits_BV = jnp.broadcast_to(jnp.asarray(logits_V), (len(uniform_B), 1000))
+    token_B = np.asarray(draw(logits_BV, jnp.asarray(uniform_B), draw_params())[0])
+    assert (np.concatenate([[0], below_V])[token_B] <= uniform_B + 1e-5).all()
+    assert (uniform_B - 1e-5 <= below_V[token_B]).all()
+
+
 def test_uniforms_lie_strictly_inside_the_unit_interval():
     keys = jnp.arange(2000, dtype=jnp.uint32).reshape(-1, 2)
     uniform_B = np.asarray(sampling.uniforms(keys, jnp.full(1000, 3)), np.float64)
