@@ -9,6 +9,10 @@ from asympo_jax.runtime import compilation, placement
 from asympo_jax.runtime.compilation import Compilations, keep_compiled, make_step_watch
 
 
+def cache_directory() -> str | None:
+    return getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009, no attribute to types
+
+
 @pytest.fixture
 def own_settings(monkeypatch):
     """Leaves jax's settings as they were."""
@@ -31,19 +35,19 @@ def test_hosts_with_other_instructions_or_another_number_of_cores_share_nothing(
     places.append(keep_compiled(None))
     assert len(set(places)) == 3
     assert all(place is not None and place.parent == tmp_path / "xla" for place in places)
-    assert jax.config.jax_compilation_cache_dir == str(places[-1])
+    assert cache_directory() == str(places[-1])
 
 
 def test_an_empty_field_and_jaxs_own_variable_keep_nothing_here(
     own_settings, tmp_path, monkeypatch
 ):
-    before = jax.config.jax_compilation_cache_dir
+    before = cache_directory()
     assert keep_compiled("") is None
     (tmp_path / "file").touch()
     assert keep_compiled(str(tmp_path / "file")) is None
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "own"))
     assert keep_compiled(str(tmp_path)) is None
-    assert jax.config.jax_compilation_cache_dir == before
+    assert cache_directory() == before
 
 
 def test_the_oldest_programs_go_when_there_is_no_room(own_settings, tmp_path, monkeypatch):
@@ -57,7 +61,7 @@ def test_the_oldest_programs_go_when_there_is_no_room(own_settings, tmp_path, mo
 
 
 def test_a_step_that_is_compiled_for_another_shape_is_told_once():
-    told = []
+    told, metrics = [], {}
 
     @jax.jit
     def step(x):

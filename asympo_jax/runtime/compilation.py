@@ -86,11 +86,11 @@ class Compilations:
             self.found += 1
             self.count -= 1
 
-    def _hear_seconds(self, event: str, seconds: float, **given: str | int) -> None:
+    def _hear_seconds(self, event: str, duration_secs: float, **given: str | int) -> None:
         """A program is ready."""
         if event == _COMPILED:
             self.count += 1
-            self.seconds += seconds
+            self.seconds += duration_secs
             self._by_name[str(given.get("fun_name", ""))] += 1
 
 

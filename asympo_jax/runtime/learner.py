@@ -143,7 +143,11 @@ class Learner:
             metrics=metrics | more_metrics,
             groups=groups,
             num_candidates=len(candidates),
-            counts=group_metrics(groups, update) | self.broker.metrics() | self.compiled(version),
+            counts={
+                **group_metrics(groups, update),
+                **self.broker.metrics(),
+                **self.compiled(version),
+            },
             asked=asked,
             taken=taken,
         )
