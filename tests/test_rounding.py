@@ -24,8 +24,8 @@ def stepped(kernel: Any, num_in: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 def test_int8_rounds_each_matrix_to_steps_of_its_outputs_and_nothing_else(config):
-    before = flatten_dict(params_of(config))
-    after = flatten_dict(rounded(params_of(config), "int8"))
+    before: Any = flatten_dict(params_of(config))
+    after: Any = flatten_dict(rounded(params_of(config), "int8"))
     for path, x in before.items():
         if path[-1] != "kernel":
             assert after[path] is x

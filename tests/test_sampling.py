@@ -151,19 +151,23 @@ def test_rounding_at_the_borders_between_tokens_never_draws_an_excluded_one(opti
     assert set(np.asarray(token_B)) <= allowed
 
 
-def test_draws_invert_the_distribution_function_also_where_blocks_of_tokens_meet():
-    logits_LV = np.random.default_rng(1).normal(0, 2, (40, 1000)).astype(np.float32)
+@pytest.mark.parametrize("holes", [False, True])
+def test_draws_invert_the_distribution_function_also_where_blocks_of_tokens_meet(holes):
+    logits_LV = np.random.default_rng(1).normal(0, 2, (40, 4000)).astype(np.float32)
+    if holes:  # blocks without any mass
+        logits_LV[:, np.arange(4000) // 128 % 4 > 1] = -np.inf
     below_LV = np.cumsum(softmax(logits_LV), axis=1)
     # All float32 numbers next to where a block ends, as sums round differently in many rows.
-    borders = below_LV[:, 127::128].astype(np.float32)
+    borders = below_LV[:, 127:-128:128].astype(np.float32)
     near = borders[:, :, None] + np.arange(-3, 4) * np.spacing(borders)[:, :, None]
     row_B, uniform_B = np.repeat(np.arange(40), near[0].size), near.reshape(-1)
-    assert ((uniform_B > 0) & (uniform_B < 1)).all()
+    uniform_B = np.clip(uniform_B, 2.0**-24, 1 - 2.0**-24)
     token_B, _ = draw(jnp.asarray(logits_LV[row_B]), jnp.asarray(uniform_B), draw_params())
     token_B = np.asarray(token_B)
     before_LV = np.pad(below_LV, ((0, 0), (1, 0)))[:, :-1]
     assert (before_LV[row_B, token_B] <= uniform_B + 1e-5).all()
     assert (uniform_B - 1e-5 <= below_LV[row_B, token_B]).all()
+    assert np.isfinite(logits_LV[row_B, token_B]).all()
 
 
 def test_uniforms_lie_strictly_inside_the_unit_interval():

@@ -179,9 +179,9 @@ def _mixed(
         jnp.maximum(*(part.max(axis=-1, keepdims=True, initial=_MASKED_SCORE) for part in scores))
     )
     weights = [jnp.exp(part - largest) for part in scores]
-    total = sum(part.sum(axis=-1, keepdims=True) for part in weights)
-    out = sum(
+    totals = [part.sum(axis=-1, keepdims=True) for part in weights]
+    outs = [
         jnp.einsum(product, weight.astype(value.dtype), value, preferred_element_type=jnp.float32)
         for product, weight, value in zip(products, weights, values, strict=True)
-    )
-    return (out / total).astype(values[0].dtype)
+    ]
+    return ((outs[0] + outs[1]) / (totals[0] + totals[1])).astype(values[0].dtype)

@@ -122,7 +122,7 @@ def _forward(
 
 def _backward(chunk: int, scale: float, saved: tuple[Array, ...], gradients: Any) -> Any:
     """Backward pass: dlogits = (onehot − softmax) · g, one chunk at a time."""
-    hidden_ND, head_VD, target_N, normaliser_N, *probs_of_one_chunk = saved
+    hidden_ND, head_VD, target_N, normaliser_N = saved[:4]
     logp_gradient_N, _ = gradients  # the entropy carries none
 
     def one_chunk(probs_CV: Array, hidden_CD: Array, target_C: Array, gradient_C: Array):
@@ -141,9 +141,9 @@ def _backward(chunk: int, scale: float, saved: tuple[Array, ...], gradients: Any
         more_VD, hidden_gradient_CD = one_chunk(probs_CV, hidden_CD, target_C, gradient_C)
         return head_gradient_VD + more_VD, hidden_gradient_CD
 
-    if probs_of_one_chunk:
+    if len(saved) > 4:  # a single chunk
         head_gradient_VD, hidden_gradient = one_chunk(
-            *probs_of_one_chunk, hidden_ND, target_N, logp_gradient_N
+            saved[4], hidden_ND, target_N, logp_gradient_N
         )
     else:
         chunks = (

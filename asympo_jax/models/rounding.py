@@ -5,7 +5,7 @@ compute with less: an int8 matrix has a quarter of the bytes that a decode step 
 """
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -28,7 +28,7 @@ def rounded(params: Params, dtype: ParamsDtype) -> Params:
             `kernel_scale` beside it, one float32 for each output: the largest of its inputs is 127.
             All else stays as it is.
     """
-    flat = flatten_dict(params)
+    flat: dict[tuple[str, ...], Any] = dict(flatten_dict(params))
     if dtype != "int8":
         wanted = jnp.dtype(dtype)
         changed = {

@@ -46,7 +46,7 @@ class SnapshotStore:
         """A store; nothing is read or written yet."""
         self.directory = pathlib.Path(directory)
         self._run_id = run_id
-        self._dtype = dtype
+        self._dtype: ParamsDtype = dtype
         self._has_base = False
         self._base: Any = None
         self._copied = jax.jit(lambda params: jax.tree.map(jnp.copy, rounded(params, self._dtype)))
