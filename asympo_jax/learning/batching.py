@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
 from asympo_jax.objectives import degenerate_groups
@@ -24,7 +23,8 @@ def informative_groups(groups: Sequence[Group], count: int) -> list[Group]:
     """
     if count == len(groups):
         return list(groups)
-    flat_P = np.asarray(degenerate_groups(jnp.stack([group.reward_G for group in groups])))
+    # On the host: a device may still be at work on the update before.
+    flat_P = degenerate_groups(np.stack([group.reward_G for group in groups]))
     failed_P = np.array([not group.is_graded for group in groups])
     chosen = sorted(np.argsort(flat_P + 2 * failed_P, kind="stable")[:count])
     return [groups[i] for i in chosen]

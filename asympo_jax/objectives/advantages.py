@@ -3,24 +3,26 @@
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from asympo_jax.objectives.masked import reduction_dtype
 
 Center = Literal["mean", "leave_one_out", "none"]
 Scale = Literal["std", "none"]
+_AnyArray = Array | np.ndarray
 
 # A group whose rewards differ by less than this share of their size has rounding, not signal.
 _RELATIVE_TOLERANCE = 1e-6
 
 
-def degenerate_groups(rewards_PG: Float[Array, "P G"]) -> Bool[Array, " P"]:
-    """True for groups whose rewards are all equal, to a millionth of their size.
+def degenerate_groups(rewards_PG: Float[_AnyArray, "P G"]) -> Bool[_AnyArray, " P"]:
+    """True for groups whose rewards are all equal, to a millionth of their size; NumPy stays NumPy.
 
     They teach nothing. Rewards on a large offset should be given without it.
     """
     spread_P = rewards_PG.max(axis=1) - rewards_PG.min(axis=1)
-    return spread_P <= _RELATIVE_TOLERANCE * jnp.abs(rewards_PG).max(axis=1)
+    return spread_P <= _RELATIVE_TOLERANCE * abs(rewards_PG).max(axis=1)
 
 
 def group_advantages(
