@@ -29,12 +29,14 @@ from asympo_jax.config import resolve
 from asympo_jax.defaults import default_config
 from asympo_jax.experiment import build_parts
 from asympo_jax.learning import (
+    PackedBatch,
     TrainState,
     init_state,
     make_batch,
     make_optimizer,
     make_sign_gradients,
     make_train_step,
+    pack,
 )
 from asympo_jax.types import Batch, Group, StopReason
 
@@ -80,10 +82,10 @@ def measure(objective: str, repeats: int, updates: int) -> dict[str, float]:
     optimizer = make_optimizer(config.optimizer)
     step = make_train_step(parts.model, config.objective, optimizer, config.step)
     by_sign = make_sign_gradients(parts.model, config.objective, config.step)
-    batch = example_batch(config, parts)
+    batch = pack(config.step.packing, example_batch(config, parts))
 
-    def guarded_step(state: Any, batch: Batch) -> tuple[Any, dict[str, Any]]:
-        state, metrics = step(state, batch)
+    def guarded_step(state: Any, batch: PackedBatch) -> tuple[Any, dict[str, Any]]:
+        state, metrics = step.on_packed(state, batch)
         return state, {name: metrics[name] for name in GUARD}
 
     def new_state() -> TrainState:
@@ -92,10 +94,10 @@ def measure(objective: str, repeats: int, updates: int) -> dict[str, float]:
 
     bare = jax.jit(guarded_step, donate_argnums=0)
     sides = {
-        "full": _Side(step, new_state(), batch, updates),
+        "full": _Side(step.on_packed, new_state(), batch, updates),
         "bare": _Side(bare, new_state(), batch, updates),
         "sign": _Side(
-            lambda state, batch: (state, by_sign(state, batch)),
+            lambda state, batch: (state, by_sign.on_packed(state, batch)),
             new_state(), batch, updates,
         ),
     }  # fmt: skip
@@ -148,7 +150,7 @@ def example_batch(config: Any, parts: Any) -> Batch:
 class _Side:
     """One way to make an update, with a state of its own."""
 
-    def __init__(self, step: Callable[[Any, Batch], Any], state: Any, batch: Batch, updates: int):
+    def __init__(self, step: Callable[..., Any], state: Any, batch: PackedBatch, updates: int):
         self._step, self._state, self._batch, self._updates = step, state, batch, updates
 
     def seconds(self) -> float:

@@ -21,20 +21,24 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 class Packed:
-    """A jitted function of a state and a packed batch, as one of a batch that is on the host."""
+    """A function of a state and a batch, which it packs on the host and jits.
+
+    Attributes:
+        on_packed: the jitted function of a state and a `PackedBatch`.
+    """
 
     def __init__(self, function: Callable[..., Any], config: StepConfig, **options: Any):
         """Args: the function, how to pack for it, and options of `jax.jit`."""
-        self._jitted = jax.jit(function, **options)
+        self.on_packed = jax.jit(function, **options)
         self._packing = config.packing
 
     def __call__(self, state: TrainState, batch: Batch) -> Any:
         """The function's value."""
-        return self._jitted(state, pack(self._packing, batch))
+        return self.on_packed(state, pack(self._packing, batch))
 
     def lower(self, state: TrainState, batch: Batch) -> Any:
         """What `jax.jit` gives to compile for batches like this one."""
-        return self._jitted.lower(state, pack(self._packing, batch))
+        return self.on_packed.lower(state, pack(self._packing, batch))
 
 
 def make_train_step(
@@ -42,7 +46,7 @@ def make_train_step(
     objective: objectives.Objective,
     optimizer: optax.GradientTransformation,
     config: StepConfig,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Packed:
     """The jitted step `(state, batch) -> (state, metrics)`; the state given is donated.
 
     The batch is packed and worked in micro-batches whose losses share the denominators of the whole
@@ -78,7 +82,7 @@ def make_train_step(
 
 def make_sign_gradients(
     model: ModelConfig, objective: objectives.Objective, config: StepConfig
-) -> Callable[[TrainState, Batch], Metrics]:
+) -> Packed:
     """Jitted: what positive and negative responses contribute to the gradient of an update.
 
     Returns:
