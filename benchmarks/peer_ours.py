@@ -42,7 +42,7 @@ def _engine(work: Workload, **others: Any) -> Any:
         "group_size": work.group_size,
         "max_prompt_tokens": work.prompt_tokens,
         "max_response_tokens": work.response_tokens,
-        "segment": max(1, work.response_tokens // 6),
+        "segment": 0,
         "stop_ids": (),
         "record_logp": False,
     }

@@ -1,4 +1,4 @@
-"""The common work of all sides: one shape of model, the same tokens. NumPy alone, for every side."""
+"""The common work of all sides: one shape of model, the same tokens. Needs NumPy alone."""
 
 import dataclasses
 import json
