@@ -123,14 +123,16 @@ class _Process:
         # Only ours sees the package: a peer's environment must do without.
         environment["PYTHONPATH"] = "" if side.peer in ENVIRONMENTS else os.pathsep.join(paths)
         self._log = log
-        self._popen = subprocess.Popen(
-            [python_of(side.peer), str(HERE / f"peer_{side.peer}.py"), json.dumps(request)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log.open("w", encoding="utf-8"),
-            env=environment,
-            text=True,
-        )
+        script = str(HERE / f"peer_{side.peer}.py")
+        with log.open("w", encoding="utf-8") as errors:
+            self._popen = subprocess.Popen(
+                [python_of(side.peer), script, json.dumps(request)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                text=True,
+            )
 
     def ask(self, line: str | None, deadline_s: float) -> dict[str, Any]:
         """The next reply, after a line unless it is None.
