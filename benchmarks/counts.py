@@ -52,12 +52,16 @@ def head_flops(work: Workload) -> float:
 
 
 def forward(work: Workload) -> Needed:
-    """All sequences through the layers, all response tokens through the head."""
-    positions = work.num_positions
-    by_token = positions * layer_flops(work)
-    looking = attention_flops(work, positions * (positions + 1) / 2)
-    head = work.response_tokens * head_flops(work)
-    return Needed(work.num_sequences * (by_token + looking + head))
+    """Each prompt once, each response token but the last, and the logits that score all of them.
+
+    The responses to a prompt share it, and the logits of their first tokens with it. A last token
+    predicts nothing.
+    """
+    positions = work.prompt_tokens
+    prompt = positions * layer_flops(work) + head_flops(work)
+    prompt += attention_flops(work, positions * (positions + 1) / 2)
+    steps = [decode_step(work, drawn).flops for drawn in range(work.response_tokens - 1)]
+    return Needed(work.num_prompts * prompt + sum(steps))
 
 
 def update(work: Workload) -> Needed:
@@ -80,13 +84,6 @@ def decode_step(work: Workload, drawn: float) -> Needed:
 
 
 def sampling(work: Workload) -> Needed:
-    """A whole batch: each prompt once, then a decode step for every token but the last.
-
-    The logits of a response's first token are those of its prompt's last one.
-    """
-    positions = work.prompt_tokens
-    prompt = positions * layer_flops(work) + head_flops(work)
-    prompt += attention_flops(work, positions * (positions + 1) / 2)
-    steps = [decode_step(work, drawn) for drawn in range(work.response_tokens - 1)]
-    flops = work.num_prompts * prompt + sum(step.flops for step in steps)
-    return Needed(flops, num_parameters(work) * FLOAT_BYTES + sum(step.bytes for step in steps))
+    """A whole batch: each prompt once, then a decode step for every token but the last."""
+    steps = [decode_step(work, drawn).bytes for drawn in range(work.response_tokens - 1)]
+    return Needed(forward(work).flops, num_parameters(work) * FLOAT_BYTES + sum(steps))

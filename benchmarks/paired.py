@@ -54,6 +54,8 @@ class Measured:
 
     Attributes:
         seconds: of each repeat.
+        cpu_s: the same of all threads' time on a core, which other work on the machine stretches
+            less.
         tokens: worked in one repeat.
         ready: what it said of itself.
         peak_bytes: largest resident set of its process, from start to end.
@@ -61,6 +63,7 @@ class Measured:
     """
 
     seconds: list[float] = dataclasses.field(default_factory=list)
+    cpu_s: list[float] = dataclasses.field(default_factory=list)
     tokens: float = 0.0
     ready: dict[str, Any] = dataclasses.field(default_factory=dict)
     peak_bytes: int = 0
@@ -223,6 +226,7 @@ def _measure_together(
             for side in sides[first:] + sides[:first]:
                 if side.name in running and (reply := attempt(side, "run")):
                     measured[side.name].seconds.append(reply["seconds"])
+                    measured[side.name].cpu_s.append(reply["cpu_s"])
                     measured[side.name].tokens = reply["tokens"]
         for side in sides:
             if side.name in running:

@@ -106,7 +106,9 @@ def _step(model: Any, work: Workload, options: dict[str, Any]) -> tuple[Any, Any
         center="mean",
         scale="std",
         micro_batch=options.get("micro_batch", 8),
-        logp_chunk=options.get("logp_chunk", 1024),
+        logp_chunk=options.get("logp_chunk", 0),
+        max_prompt_tokens=work.prompt_tokens,
+        max_response_tokens=work.response_tokens,
     )
     objective = objectives.make(options.get("objective", "asympo"))
     return make_train_step(model, objective, optimizer, config), optimizer

@@ -67,9 +67,10 @@ def serve(prepare: Prepare, packages: Iterable[str]) -> None:
     for line in sys.stdin:
         if line.strip() == "stop":
             break
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         tokens = prepared.run(number)
-        reply(event="repeat", seconds=time.perf_counter() - start, tokens=tokens)
+        seconds, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
+        reply(event="repeat", seconds=seconds, cpu_s=cpu_s, tokens=tokens)
         number += 1
     reply(event="stopped", peak_bytes=peak_bytes())
     # Some libraries have threads that would keep the process from its end.

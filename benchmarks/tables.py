@@ -54,6 +54,7 @@ def rows(measured: Mapping[str, Measured], baseline: str, alone: bool) -> dict[s
             row |= {
                 "tokens_per_s": one.per_s,
                 "median_s": statistics.median(one.seconds),
+                "median_cpu_s": statistics.median(one.cpu_s),
                 "seconds": one.seconds,
                 "tokens": one.tokens,
                 "peak_bytes": one.peak_bytes,

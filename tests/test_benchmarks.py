@@ -56,22 +56,28 @@ def test_flops_are_those_counted_by_hand(load):
     )  # fmt: skip
     # A token of a layer: q 2·8, k and v 2·4 each, out 8·2, three of 2·5; twice that in FLOPs.
     assert counts.layer_flops(work) == 3 * 2 * (16 + 8 + 8 + 16 + 30)
-    # Position t looks at t + 1 positions: scores and sums of 8 numbers each, 3 layers.
-    attention = 3 * (2 * 2 * 8) * (1 + 2 + 3)
-    assert counts.forward(work).flops == 3 * counts.layer_flops(work) + attention + 2 * (2 * 2 * 10)
-    assert counts.update(work).flops == 3 * counts.forward(work).flops
+    # Position t looks at t + 1 positions: scores and sums of 8 numbers each, 3 layers. The third
+    # predicts nothing.
+    attention = 3 * (2 * 2 * 8) * (1 + 2)
+    alone = 2 * counts.layer_flops(work) + attention + 2 * (2 * 2 * 10)
+    assert counts.forward(work).flops == alone
+    assert counts.update(work).flops == 3 * alone
+    # A second response shares the prompt, and the logits of its first token with it.
+    pair = dataclasses.replace(work, group_size=2)
+    second = counts.layer_flops(work) + 3 * (2 * 2 * 8) * 2 + 2 * 2 * 10
+    assert counts.forward(pair).flops == alone + second
 
 
 def test_xla_counts_the_flops_of_a_forward_pass_alike(load):
     counts, workload = load("counts"), load("workload")
-    work = workload.Workload(num_prompts=1, group_size=1, prompt_tokens=1, response_tokens=31)
+    work = workload.Workload(num_prompts=1, group_size=1, prompt_tokens=1, response_tokens=32)
     config = decoder(work)
     params = jax.eval_shape(lambda: models.init_params(config, jax.random.key(0)))
-    tokens_BT = jax.ShapeDtypeStruct((1, work.num_positions), jnp.int32)
+    tokens_BT = jax.ShapeDtypeStruct((1, work.response_tokens), jnp.int32)
 
     def forward(params, tokens_BT):
         hidden_BTD, _ = models.hidden_states(config, params, tokens_BT)
-        return models.head_logits(config, params, hidden_BTD[:, 1:])
+        return models.head_logits(config, params, hidden_BTD)
 
     cost = jax.jit(forward).lower(params, tokens_BT).compile().cost_analysis()
     assert cost is not None
