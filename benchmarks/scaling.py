@@ -4,9 +4,10 @@
     python benchmarks/scaling.py --axes=vocabulary --repeats=3
 
 Along each axis the sampler and the learner are run at four or five sizes, all else at the common
-shape, each size in a process of its own, in turns. The exponent is the slope of a line through the
-logarithms of the larger half of the sizes: 1 is proportional, less is cheaper than that. `group`
-keeps 64 responses and shares them among fewer prompts; what it shows is the prompt that they share.
+shape, each size in a process of its own, one after the other. The exponent is the slope of a line
+through the logarithms of the larger half of the sizes: 1 is proportional, less is cheaper than
+that. `group` keeps 64 responses and shares them among fewer prompts; what it shows is the prompt
+that they share.
 Writes a picture; prints a table and, as its last line, JSON.
 """
 
@@ -119,7 +120,7 @@ def draw(found: dict[str, Any], path: pathlib.Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, plots = pyplot.subplots(
         2, len(found), figsize=(3.4 * len(found), 5.6), squeeze=False, sharey="row"
@@ -137,6 +138,8 @@ def draw(found: dict[str, Any], path: pathlib.Path) -> None:
             plot = plots[row, column]
             plot.set_xticks(one["sizes"], [f"{size:,}" for size in one["sizes"]], fontsize=7)
             plot.minorticks_off()
+            plot.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+            plot.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
             plot.grid(alpha=0.3)
             plot.legend(fontsize=7, frameon=False)
         plots[0, column].set_title(f"by {axis}", fontsize=10)
