@@ -5,6 +5,7 @@ the transformer itself knows nothing of caches.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -91,6 +92,7 @@ def make_attend_packed(
         q = q_BCNH.reshape(*by_row, num_heads // num_kv_heads, head_width)
         q = q.transpose(0, 3, 1, 4, 2, 5)
         k, v = (x.reshape(*by_row, head_width).transpose(0, 3, 1, 2, 4) for x in (k_BCKH, v_BCKH))
+        value_of = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         outs = []
         for start in range(0, num_columns, part):
             end = min(start + part, num_columns)
@@ -100,13 +102,11 @@ def make_attend_packed(
             own_mask = (same & earlier[None, None])[:, None, :, None]
             prompt_scores = _scores("nkrqch,nkeh->nkrqce", q_part, prompt.k, prompt_mask)
             own_scores = _scores("nkrqch,nkreh->nkrqce", q_part, k[:, :, :, :end], own_mask)
-            outs.append(
-                _mixed(
-                    (prompt_scores, own_scores),
-                    ("nkrqce,nkeh->nkrqch", "nkrqce,nkreh->nkrqch"),
-                    (prompt.v, v[:, :, :, :end]),
-                )
-            )
+            weights, total = _exponentials(prompt_scores, own_scores)
+            weights = [weight.astype(v.dtype) for weight in weights]
+            from_prompt = value_of("nkrqce,nkeh->nkrqch", weights[0], prompt.v)
+            from_own = value_of("nkrqce,nkreh->nkrqch", weights[1], v[:, :, :, :end])
+            outs.append(((from_prompt + from_own) / total).astype(v.dtype))
         out = jnp.concatenate(outs, axis=4) if len(outs) > 1 else outs[0]
         return out.transpose(0, 2, 4, 1, 3, 5).reshape(q_BCNH.shape), prompt
 
@@ -137,29 +137,35 @@ def make_attend_decoding(
         num_heads, head_width = q_B1NH.shape[2:]
         num_kv_heads = k_B1KH.shape[2]
         num_prompts = prompt_mask_PS.shape[0]
-        by_member = (num_prompts, group_size, num_kv_heads, num_heads // num_kv_heads, head_width)
+        # Letters beyond types.py: q queries of a key/value head, e keys.
+        by_member = (num_prompts, group_size, num_kv_heads, num_heads // num_kv_heads)
+        by_row = (num_prompts * group_size, *by_member[2:])
 
         def written(columns: Array, new_B1KH: Array) -> Array:
             new_BK1H = new_B1KH.swapaxes(1, 2)
             return jax.lax.dynamic_update_slice_in_dim(columns, new_BK1H, column, axis=2)
 
         own = KeyValues(written(cache.own.k, k_B1KH), written(cache.own.v, v_B1KH))
-        own_k, own_v = (x.reshape(num_prompts, group_size, *x.shape[1:]) for x in (own.k, own.v))
-        q = q_B1NH.reshape(by_member)
+        q = q_B1NH.reshape(*by_member, head_width)
         column_1C = jnp.arange(own.k.shape[2])[None]
         own_mask_BC = (column_1C >= start_B[:, None]) & (column_1C <= column)
-        own_mask = own_mask_BC.reshape(num_prompts, group_size, 1, 1, -1)
-        # Letters beyond types.py: q queries of a key/value head, e keys.
         prompt_scores = _scores(
             "pgkqh,pkeh->pgkqe", q, cache.prompt.k, prompt_mask_PS[:, None, None, None]
         )
-        own_scores = _scores("pgkqh,pgkeh->pgkqe", q, own_k, own_mask)
-        out = _mixed(
-            (prompt_scores, own_scores),
-            ("pgkqe,pkeh->pgkqh", "pgkqe,pgkeh->pgkqh"),
-            (cache.prompt.v, own_v),
+        # The cache itself is never reshaped: XLA would write it twice a step, and copy it for that.
+        own_scores = _scores(
+            "bkqh,bkeh->bkqe", q.reshape(*by_row, head_width), own.k, own_mask_BC[:, None, None]
         )
-        return out.reshape(q_B1NH.shape), DecodeCache(cache.prompt, own)
+        prompt_scores = prompt_scores.reshape(*by_row, -1)
+        weights, total = _exponentials(prompt_scores, own_scores)
+        weights = [weight.astype(own.v.dtype) for weight in weights]
+        value_of = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        from_prompt = value_of(
+            "pgkqe,pkeh->pgkqh", weights[0].reshape(*by_member, -1), cache.prompt.v
+        )
+        from_own = value_of("bkqe,bkeh->bkqh", weights[1], own.v)
+        out = (from_prompt.reshape(*by_row, head_width) + from_own) / total
+        return out.astype(own.v.dtype).reshape(q_B1NH.shape), DecodeCache(cache.prompt, own)
 
     return attend
 
@@ -170,18 +176,12 @@ def _scores(product: str, q: Array, k: Array, mask: Array) -> Array:
     return jnp.where(mask, scores * q.shape[-1] ** -0.5, _MASKED_SCORE)
 
 
-def _mixed(
-    scores: tuple[Array, Array], products: tuple[str, str], values: tuple[Array, Array]
-) -> Array:
-    """Values weighted by the softmax over the scores of both parts, which are never joined."""
+def _exponentials(*scores: Array) -> tuple[list[Array], Array]:
+    """Weights of the softmax over all parts, which are never joined, and the sum to divide by."""
     # Any number less than all scores will do, so none of the gradient goes through it.
     largest = jax.lax.stop_gradient(
         jnp.maximum(*(part.max(axis=-1, keepdims=True, initial=_MASKED_SCORE) for part in scores))
     )
     weights = [jnp.exp(part - largest) for part in scores]
-    totals = [part.sum(axis=-1, keepdims=True) for part in weights]
-    outs = [
-        jnp.einsum(product, weight.astype(value.dtype), value, preferred_element_type=jnp.float32)
-        for product, weight, value in zip(products, weights, values, strict=True)
-    ]
-    return ((outs[0] + outs[1]) / (totals[0] + totals[1])).astype(values[0].dtype)
+    total = functools.reduce(jnp.add, [part.sum(axis=-1, keepdims=True) for part in weights])
+    return weights, total
