@@ -45,6 +45,7 @@ _SAMPLER = {
     "platform": "cpu",
     "visible_devices": "",
     "cores": 0,
+    "devices": 1,
     "temperature": 1.0,
     "top_k": 0,
     "top_p": 1.0,

@@ -5,6 +5,9 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from asympo_jax import import_path, models
 from asympo_jax.hf_tokenizer import HfTokenizer
 from asympo_jax.models import ModelConfig
@@ -189,6 +192,7 @@ def make_sampler(config: ExperimentConfig, parts: Parts, store: SnapshotStore) -
         pacing=config.pacing,
         seed=config.seed,
         read_snapshot=store.read_policy,
+        num_devices=config.sampler.devices,
     )
 
 
@@ -218,7 +222,8 @@ def make_evaluate(
     evaluator, pool = make_evaluator(config, parts), parts.grader.pool
 
     def evaluate(params: Any, greedily: bool) -> dict[str, float]:
-        params = as_sampled(config, params)
+        # On the device once: the engine would send what is on the host at every call.
+        params = jax.tree.map(jnp.asarray, as_sampled(config, params))
         failed_before = 0 if pool is None else pool.num_failed
         found = {"eval/accuracy": evaluator.sampled(params).mean}
         if greedily:

@@ -18,7 +18,7 @@ from asympo_jax.runtime.sampler import SamplerLoop
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.settings import ExperimentConfig
 
-_STEP = "jit(step)"  # what jax calls the learner's step
+_STEP = "jit(update_step)"  # what jax calls the learner's step
 
 
 def cadence_of(config: ExperimentConfig) -> Cadence:

@@ -35,7 +35,9 @@ class Launcher:
     def start_samplers(self, broker: Broker) -> LocalSamplers:
         """The samplers, which lease from the broker."""
         sampler = self.config.sampler
-        environment = placement.role_environment(sampler.platform, sampler.visible_devices)
+        environment = placement.role_environment(
+            sampler.platform, sampler.visible_devices, sampler.devices
+        )
         command = self._command("asympo_jax.sample")
         return LocalSamplers(broker, command, environment, sampler.count)
 

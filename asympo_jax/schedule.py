@@ -33,10 +33,12 @@ def pacing_of(config: ml_collections.ConfigDict) -> Pacing:
             f"order={config.order!r} with runtime.name='sync': one process always samples with the "
             "newest version, so no lag would be reached; use order='ticket'"
         )
-    if config.runtime.name == "sync" and (config.sampler.count, config.sampler.cores) != (1, 0):
+    own = {field: config.sampler[field] for field in ("count", "cores", "devices")}
+    if config.runtime.name == "sync" and own != {"count": 1, "cores": 0, "devices": 1}:
+        words = ", ".join(f"sampler.{field}={value}" for field, value in own.items())
         raise ValueError(
-            f"sampler.count={config.sampler.count}, sampler.cores={config.sampler.cores} with "
-            "runtime.name='sync': the one process samples itself, they must be 1 and 0"
+            f"{words} with runtime.name='sync': the one process samples itself, they must be 1, 0 "
+            "and 1"
         )
     if config.refresh_every_updates > 1 and config.order != "ticket":
         raise ValueError(

@@ -15,7 +15,8 @@ class LearnerConfig:
 
     Attributes:
         platform: jax platform; empty for jax's own choice.
-        micro_batch: responses whose activations are held at once; 0 for the whole batch.
+        micro_batch: rows of responses whose activations are held at once; 0 for as many as there
+            are responses, in which case packing saves nothing.
         remat: what the gradient computes again to hold less; see `models.ModelConfig`.
         logp_chunk: tokens whose logits are held at once; 0 for a number by the vocabulary.
         proximal_every_updates: updates after which the proximal parameters, of objectives that
@@ -53,13 +54,16 @@ class SamplerConfig:
         platform: jax platform of each.
         visible_devices: value of CUDA_VISIBLE_DEVICES or TPU_VISIBLE_CHIPS; empty leaves it.
         cores: CPU cores of each; 0 lets all share the samplers' half of the machine.
+        devices: of each that share the prompts of a lease; on CPUs, the parts that its cores are
+            split into: as many as cores is fastest, and takes a copy of the parameters for each.
         temperature: divides the logits.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the most probable tokens up to this mass; 1 keeps all.
         min_p: keep tokens of at least this share of the largest probability; 0 keeps all.
         max_prompt_tokens: room for a prompt.
         max_response_tokens: longest response, stop token included.
-        segment: positions by which the decode cache grows; 0 for a sixth of the longest response.
+        segment: positions by which the decode cache grows; 0 for a sixth of the longest response,
+            32 at least.
         lanes: prompts decoded at once, the next one where one is done; 0 for all of a lease.
         prompts_per_lease: prompts of a lease; unset for all that an update samples.
         record_behaviour_logp: record log-probs even if the objective needs none, for diagnostics.
@@ -71,6 +75,7 @@ class SamplerConfig:
     platform: str
     visible_devices: str
     cores: int
+    devices: int
     temperature: float
     top_k: int
     top_p: float
@@ -91,6 +96,7 @@ class SamplerConfig:
             lambda x: x >= 1,
             "must be at least 1",
             "count",
+            "devices",
             "max_prompt_tokens",
             "max_response_tokens",
         )

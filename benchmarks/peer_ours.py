@@ -1,6 +1,7 @@
 """Our side: asympo_jax's sampler, learner, and a whole update of both."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,10 @@ from workload import MixedLengths, Workload
 
 
 def prepare(task: str, work: Workload, options: dict[str, Any]) -> protocol.Prepared:
-    """Sets one of the tasks up."""
+    """Sets one of the tasks up; samplers work on a device for each core, as peers on threads."""
+    if task in ("sampler", "mixed", "end_to_end"):
+        count = f"--xla_force_host_platform_device_count={os.cpu_count()}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
     import jax
 
     from asympo_jax import learning, models, sampling  # noqa: F401
@@ -49,6 +53,15 @@ def _engine(work: Workload, **others: Any) -> Any:
     return EngineConfig(**fields | others)
 
 
+def _everywhere(params: Any) -> Any:
+    """The parameters on all devices."""
+    import jax
+
+    from asympo_jax.sampling import on_devices
+
+    return on_devices(params, jax.local_device_count())
+
+
 def _keys(number: int, num_prompts: int) -> list[tuple[int, int]]:
     """A key for each prompt, other ones at each repeat."""
     return [(number, p) for p in range(num_prompts)]
@@ -59,6 +72,7 @@ def _sampler(model: Any, params: Any, work: Workload, options: dict[str, Any]) -
     from asympo_jax.sampling import draw_params, generate
 
     engine, prompts = _engine(work, **options), work.prompt_PS().tolist()
+    params = _everywhere(params)
 
     def run(number: int) -> float:
         keys = _keys(number, work.num_prompts)
@@ -84,6 +98,7 @@ def _mixed(model: Any, params: Any, work: Workload, options: dict[str, Any]) -> 
         **options,
     )
     prompts = mixed.prompt_PS(work).tolist()
+    params = _everywhere(params)
 
     def run(number: int) -> float:
         keys = _keys(number, mixed.num_prompts)
@@ -229,7 +244,8 @@ def _end_to_end(model: Any, params: Any, work: Workload, options: dict[str, Any]
 
     def run(number: int) -> float:
         keys = _keys(number, work.num_prompts)
-        out = generate(model, engine, box[0].policy, prompts, keys, draw_params())
+        policy = _everywhere(box[0].policy)
+        out = generate(model, engine, policy, prompts, keys, draw_params())
         reward_PG = (out.token_PGT % 2 == 0).mean(axis=2, dtype=np.float32)
         logp_PGT = out.logp_PGT if records else None
         batch = _batch(work, out.token_PGT, reward_PG, logp_PGT)

@@ -136,7 +136,8 @@ def draw(found: dict[str, Any], path: pathlib.Path) -> None:
                 plots[row, column].loglog(one["sizes"], values, marker=marker, label=label)
         for row in range(2):
             plot = plots[row, column]
-            plot.set_xticks(one["sizes"], [f"{size:,}" for size in one["sizes"]], fontsize=7)
+            sizes = next(iter(tasks.values()))["sizes"]
+            plot.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=7)
             plot.minorticks_off()
             plot.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
             plot.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))

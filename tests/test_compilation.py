@@ -71,7 +71,7 @@ def test_a_step_that_is_compiled_for_another_shape_is_told_once():
     for version, size in enumerate((3, 3, 5, 3, 5), start=1):
         step(jnp.zeros(size))
         metrics = watch(version)
-    assert len(told) == 1 and told[0].startswith("update 3: the step was compiled")
+    assert len(told) == 1 and told[0].startswith("update 3: its step was compiled")
     assert metrics["compile/count"] + metrics["compile/found"] >= 2
     assert metrics["compile/seconds"] > 0
 

@@ -392,6 +392,29 @@ def test_columns_that_nobody_needs_are_given_up(monkeypatch):
     assert max(watched.columns) <= 8, "three of a response at work, and a segment"
 
 
+@pytest.mark.parametrize("lanes", [0, 4])
+def test_devices_that_have_the_parameters_share_the_prompts(lanes, monkeypatch):
+    # Nine lanes go to three of four devices, four lanes to all.
+    params = sampling.on_devices(params_of(ONE_LAYER), 4)
+    engine, used = dataclasses.replace(MANY, lanes=lanes), collections.Counter()
+    decode = engine_module.decode
+
+    def watched(*args: Any) -> Any:
+        lanes = decode(*args)
+        used.update(lanes.length_B.devices())
+        return lanes
+
+    monkeypatch.setattr(engine_module, "decode", watched)
+    out = generate(ONE_LAYER, engine, params, MANY_PROMPTS, MANY_KEYS, draw_params(), LIMITS)
+    assert_same(out, many(LIMITS))
+    assert len(used) == (4 if lanes else 3)
+
+
+def test_more_devices_than_there_are_are_refused():
+    with pytest.raises(ValueError, match=r"sampler\.devices=9: this process has 8 cpu devices"):
+        sampling.on_devices({}, 9)
+
+
 @pytest.mark.parametrize("limit", [0, 13])
 def test_limits_out_of_range_are_refused(limit):
     limits = LIMITS.copy()

@@ -53,7 +53,7 @@ def make_train_step(
     batch, so the split changes the order of sums and nothing else.
     """
 
-    def step(state: TrainState, packed: PackedBatch) -> tuple[TrainState, Metrics]:
+    def update_step(state: TrainState, packed: PackedBatch) -> tuple[TrainState, Metrics]:
         batch = packed.batch
         state = with_proximal(config, state)
         policy = policy_batch(model, objective, config, state, packed)
@@ -77,7 +77,7 @@ def make_train_step(
         )
         return state, metrics
 
-    return Packed(step, config, donate_argnums=0)
+    return Packed(update_step, config, donate_argnums=0)
 
 
 def make_sign_gradients(

@@ -112,7 +112,7 @@ def make_step_watch(
         count, seconds = compilations.of(name), compilations.seconds
         if before[0] and count > before[0]:
             tell(
-                f"update {version}: the step was compiled for another shape, the {count}th "
+                f"update {version}: its step was compiled, for shape number {count} "
                 f"({seconds - before[1]:.1f} s)"
             )
         before[:] = count, seconds
@@ -145,7 +145,12 @@ def _cpu_features() -> str:
 
 def _drop_oldest(directory: pathlib.Path, max_bytes: int) -> None:
     """Deletes the entries written first while there are more bytes than this."""
-    entries = [(path.stat(), path) for path in directory.iterdir()]
+    entries = []
+    for path in directory.iterdir():
+        # Another process may have deleted it meanwhile; folders are not of this cache.
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                entries.append((path.stat(), path))
     size = sum(stat.st_size for stat, _ in entries)
     for stat, path in sorted(entries, key=lambda entry: entry[0].st_mtime):
         if size <= max_bytes:

@@ -62,12 +62,14 @@ def start_backend(field: str, platform: str) -> None:
         raise NoDevice(f"{field}={platform!r}: jax finds no such device here{words}") from error
 
 
-def role_environment(platform: str, visible_devices: str) -> dict[str, str]:
+def role_environment(platform: str, visible_devices: str, num_devices: int = 1) -> dict[str, str]:
     """Environment of a sampler or the evaluator: this one's, with its own platform and devices."""
     environment = dict(os.environ)
-    # Simulated host devices are the learner's; a sampler computes on one. Other flags stay, so that
+    # Simulated host devices are the learner's; a sampler has its own. Other flags stay, so that
     # both compile alike.
     kept = [f for f in environment.get("XLA_FLAGS", "").split() if _HOST_DEVICES not in f]
+    if platform == "cpu" and num_devices > 1:
+        kept.append(f"{_HOST_DEVICES}={num_devices}")
     environment["XLA_FLAGS"] = " ".join(kept)
     environment["JAX_PLATFORMS"] = platform
     if platform == "cuda":

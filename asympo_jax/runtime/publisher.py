@@ -1,8 +1,8 @@
 """What follows an update while the next one runs: the device is awaited, the snapshot published.
 
 The learner hands over a copy of the parameters that the device may still have to compute, and goes
-on. It is at most one update ahead of what is published, so that the device always has its next
-step, and memory holds two copies at most. Nothing that is not finite is published.
+on. At most one update waits behind the one that is published, so that the device always has its
+next step, and memory holds two copies at most. Nothing that is not finite is published.
 """
 
 import dataclasses

@@ -3,6 +3,7 @@
 from asympo_jax.sampling.draw import DrawParams, draw, draw_params, uniforms
 from asympo_jax.sampling.engine import EngineConfig, Responses, generate, response_keys
 from asympo_jax.sampling.evaluation import Accuracy, Answers, Evaluator
+from asympo_jax.sampling.lanes import on_devices
 
 __all__ = [
     "Accuracy",
@@ -14,6 +15,7 @@ __all__ = [
     "draw",
     "draw_params",
     "generate",
+    "on_devices",
     "response_keys",
     "uniforms",
 ]

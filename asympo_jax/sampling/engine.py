@@ -1,16 +1,15 @@
 """The decode engine: prefill each prompt once, fan out to its G responses, decode with a KV cache.
 
 A call works a fixed set of prompts in fixed shapes, so a response depends on the parameters, its
-prompt and its key, never on timing. Prompts are decoded in lanes, one prompt with its G responses
-each. A lane whose responses have all ended takes the next prompt; when no prompt is left, the lanes
-still at work are moved together, so that a long response does not hold the others. The responses'
-own cache has a column for each step of the engine, grows in segments, and loses the columns that no
-response at work needs any more.
+prompt and its key, never on timing. Prompts are decoded in lanes, one with its G responses in each.
+A lane whose responses have all ended takes the next prompt; when none is left, the lanes still at
+work are moved together, so that a long response does not hold the others. The own cache has a
+column for each step, grows in segments, and loses the columns that nobody needs any more.
 """
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +19,16 @@ from jaxtyping import Array, UInt32
 
 from asympo_jax.models import ModelConfig
 from asympo_jax.sampling.draw import DrawParams
-from asympo_jax.sampling.lanes import Fixed, Lanes, Requests, decode, prefill, put, rearrange
+from asympo_jax.sampling.lanes import (
+    Fixed,
+    Lanes,
+    Requests,
+    decode,
+    on_each_device,
+    prefill,
+    put,
+    rearrange,
+)
 from asympo_jax.types import StopReason
 
 # Lanes are moved together when they fit into this share of the room: each size is a compilation.
@@ -111,7 +119,7 @@ def generate(
     Args:
         model: the decoder's shape.
         engine: shapes and stop ids; a few compilations for each.
-        params: the decoder's parameters.
+        params: the decoder's parameters, on one device or whole on several, which share the work.
         prompts: P lists of token ids, each from 1 to `max_prompt_tokens` long.
         keys: P keys, two 32-bit words each.
         draw_params: temperature and cuts.
@@ -129,7 +137,16 @@ def generate(
         stop_ids=engine.stop_ids,
         record_logp=engine.record_logp,
     )
-    return _Call(engine, fixed, params, requests, draw_params).run()
+    call = _Call(engine, fixed, requests, draw_params)
+    copies = on_each_device(params)
+    # All devices have as many lanes, so that one program serves them.
+    num_devices = max(n for n in range(1, len(copies) + 1) if engine.num_lanes % n == 0)
+    lanes_of = np.arange(engine.num_lanes).reshape(num_devices, -1)
+    at_work = [_Device(call, copies[i], lanes_of[i]).run() for i in range(num_devices)]
+    while at_work:
+        # Each goes on until its device has something to do.
+        at_work = [device for device in at_work if next(device, None)]
+    return call.responses()
 
 
 def _requests(
@@ -167,57 +184,74 @@ def _requests(
 
 
 class _Call:
-    """One call of `generate`: which prompt is in which lane, and what has come out."""
+    """One call of `generate`: which prompts wait, and what has come out."""
 
     def __init__(
-        self,
-        engine: EngineConfig,
-        fixed: Fixed,
-        params: Any,
-        requests: Requests,
-        draw_params: DrawParams,
+        self, engine: EngineConfig, fixed: Fixed, requests: Requests, draw_params: DrawParams
     ):
-        self._engine, self._fixed, self._params = engine, fixed, params
-        self._requests, self._draw_params = requests, draw_params
-        self._waiting = collections.deque(range(engine.num_lanes, engine.num_prompts))
-        self._prompt_of = np.arange(engine.num_lanes)  # -1 for a lane that is empty
+        self.engine, self.fixed = engine, fixed
+        self.requests, self.draw_params = requests, draw_params
+        self.waiting = collections.deque(range(engine.num_lanes, engine.num_prompts))
         shape = (engine.num_prompts, engine.group_size)
-        self._token_PGT = np.zeros((*shape, engine.max_response_tokens), np.int32)
-        self._logp_PGT = np.zeros((*shape, engine.max_response_tokens), np.float32)
-        self._length_PG = np.zeros(shape, np.int32)
-        self._stopped_PG = np.zeros(shape, bool)
+        self.token_PGT = np.zeros((*shape, engine.max_response_tokens), np.int32)
+        self.logp_PGT = np.zeros((*shape, engine.max_response_tokens), np.float32)
+        self.length_PG = np.zeros(shape, np.int32)
+        self.stopped_PG = np.zeros(shape, bool)
 
-    def run(self) -> Responses:
-        """Decodes until every prompt has its responses."""
-        lanes = self._prefilled(self._prompt_of, self._engine.num_columns)
+    def responses(self) -> Responses:
+        """Everything that has come out."""
+        stop_PG = np.where(self.stopped_PG, StopReason.STOP_TOKEN, StopReason.LENGTH)
+        return Responses(
+            token_PGT=self.token_PGT,
+            length_PG=self.length_PG,
+            stop_PG=stop_PG.astype(np.int8),
+            logp_PGT=self.logp_PGT if self.engine.record_logp else None,
+        )
+
+
+class _Device:
+    """The lanes of one device, and which prompt is in which.
+
+    Several take turns, and none looks at a clock: the responses alone decide which device a waiting
+    prompt comes to.
+    """
+
+    def __init__(self, call: _Call, params: Any, prompts: np.ndarray):
+        self._call, self._params = call, params
+        self._prompt_of = prompts.copy()  # -1 for a lane that is empty
+        # Lanes that take new prompts together.
+        self._num_refilled = max(1, len(prompts) // _SHRINK)
+
+    def run(self) -> Iterator[bool]:
+        """Decodes until no prompt is left; yields whenever the device has been given work."""
+        call = self._call
+        lanes = self._prefilled(self._prompt_of, call.engine.num_columns)
         while True:
-            lanes = decode(self._fixed, self._params, self._draw_params, lanes, self._enough())
+            lanes = decode(call.fixed, self._params, call.draw_params, lanes, self._enough())
+            yield True
             self._collect(lanes)
-            if self._waiting:
+            if call.waiting:
                 lanes = self._refilled(lanes)
             if (self._prompt_of < 0).all():
-                return self._responses()
+                return
             lanes = self._rearranged(lanes)
 
     def _enough(self) -> np.int32:
         """The number of lanes at work at which decoding is left."""
-        if self._waiting:
-            return np.int32(len(self._prompt_of) - min(self._num_refilled, len(self._waiting)))
-        return np.int32(len(self._prompt_of) // _SHRINK)
-
-    @property
-    def _num_refilled(self) -> int:
-        """Lanes that take new prompts together."""
-        return max(1, self._engine.num_lanes // _SHRINK)
+        num_lanes, num_waiting = len(self._prompt_of), len(self._call.waiting)
+        if num_waiting:
+            return np.int32(num_lanes - min(self._num_refilled, num_waiting))
+        return np.int32(num_lanes // _SHRINK)
 
     def _prefilled(self, indices: np.ndarray, num_columns: int) -> Lanes:
         """Lanes at their first token, for the prompts of the given indices."""
-        requests = jax.tree.map(lambda x: x[indices], self._requests)
-        return prefill(self._fixed, num_columns, self._params, self._draw_params, requests)
+        call = self._call
+        requests = jax.tree.map(lambda x: x[indices], call.requests)
+        return prefill(call.fixed, num_columns, self._params, call.draw_params, requests)
 
     def _collect(self, lanes: Lanes) -> None:
         """Takes the responses of the lanes that are done."""
-        group_size = self._engine.group_size
+        call, group_size = self._call, self._call.engine.group_size
         done_L = np.asarray(lanes.done_B).reshape(-1, group_size).all(axis=1)
         ended = np.flatnonzero(done_L & (self._prompt_of >= 0))
         if not len(ended):
@@ -227,56 +261,40 @@ class _Call:
         def of_lanes(x: Array) -> np.ndarray:
             return np.asarray(x).reshape(-1, group_size, *x.shape[1:])[ended]
 
-        self._token_PGT[prompts] = of_lanes(lanes.token_BT)
-        self._length_PG[prompts] = of_lanes(lanes.length_B)
-        self._stopped_PG[prompts] = of_lanes(lanes.stopped_B)
-        if self._engine.record_logp:
-            self._logp_PGT[prompts] = of_lanes(lanes.logp_BT)
+        call.token_PGT[prompts] = of_lanes(lanes.token_BT)
+        call.length_PG[prompts] = of_lanes(lanes.length_B)
+        call.stopped_PG[prompts] = of_lanes(lanes.stopped_B)
+        if call.engine.record_logp:
+            call.logp_PGT[prompts] = of_lanes(lanes.logp_BT)
         self._prompt_of[ended] = -1
 
     def _refilled(self, lanes: Lanes) -> Lanes:
         """Lanes of which the empty ones have taken prompts that waited."""
-        size = self._num_refilled
+        waiting, size = self._call.waiting, self._num_refilled
         empty = np.flatnonzero(self._prompt_of < 0)
-        while len(empty) and self._waiting:
-            taken = [
-                self._waiting.popleft() for _ in range(min(size, len(empty), len(self._waiting)))
-            ]
+        while len(empty) and waiting:
+            taken = [waiting.popleft() for _ in range(min(size, len(empty), len(waiting)))]
             into, empty = empty[: len(taken)], empty[len(taken) :]
             self._prompt_of[into] = taken
             # Always as many at once, for one compilation; those beyond go nowhere.
             padding = size - len(taken)
-            new = self._prefilled(
-                np.array(taken + taken[:1] * padding), 0
-            )  # in the cache that is there
+            new = self._prefilled(np.array(taken + taken[:1] * padding), 0)
             place = np.concatenate([into, np.full(padding, len(self._prompt_of))])
             lanes = put(lanes, new, place.astype(np.int32))
         return lanes
 
     def _rearranged(self, lanes: Lanes) -> Lanes:
         """Lanes with room to go on: more columns, without those of no use, and fewer lanes."""
-        column, num_columns = int(lanes.column), lanes.num_columns
-        live = np.flatnonzero(self._prompt_of >= 0)
+        column, live = int(lanes.column), np.flatnonzero(self._prompt_of >= 0)
         num_lanes = len(self._prompt_of)
-        while not self._waiting and len(live) <= num_lanes // _SHRINK:
+        while not self._call.waiting and len(live) <= num_lanes // _SHRINK:
             num_lanes = max(1, num_lanes // _SHRINK)
-        if num_lanes == len(self._prompt_of) and column < num_columns:
+        if num_lanes == len(self._prompt_of) and column < lanes.num_columns:
             return lanes
-        kept = np.concatenate([live, np.flatnonzero(self._prompt_of < 0)])[:num_lanes]
-        kept = np.sort(kept)
+        empty = np.flatnonzero(self._prompt_of < 0)
+        kept = np.sort(np.concatenate([live, empty])[:num_lanes])
         self._prompt_of = self._prompt_of[kept]
-        start_LG = np.asarray(lanes.start_B).reshape(-1, self._engine.group_size)
-        first = int(start_LG[live].min())
-        step = self._engine.num_columns
-        needed = -(-(column - first + 1) // step) * step
+        start_LG = np.asarray(lanes.start_B).reshape(-1, self._call.engine.group_size)
+        first, step = int(start_LG[live].min()), self._call.engine.num_columns
+        needed = -(-(column - first + 1) // step) * step  # whole segments
         return rearrange(lanes, needed, kept.astype(np.int32), np.int32(first))
-
-    def _responses(self) -> Responses:
-        """Everything that has come out."""
-        stop_PG = np.where(self._stopped_PG, StopReason.STOP_TOKEN, StopReason.LENGTH)
-        return Responses(
-            token_PGT=self._token_PGT,
-            length_PG=self._length_PG,
-            stop_PG=stop_PG.astype(np.int8),
-            logp_PGT=self._logp_PGT if self._engine.record_logp else None,
-        )

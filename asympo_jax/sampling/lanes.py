@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from asympo_jax.models import ModelConfig, head_logits, hidden_states
@@ -231,3 +232,33 @@ def rearrange(lanes: Lanes, num_columns: int, kept: Int[Any, " N"], first: Int[A
         column=lanes.column - first,
         start_B=fewer.start_B - first,
     )
+
+
+def on_devices(params: Any, num_devices: int) -> Any:
+    """The parameters, whole on each of the first devices of this process.
+
+    Raises:
+        ValueError: there are not so many devices.
+    """
+    devices = jax.local_devices()
+    if num_devices > len(devices):
+        raise ValueError(
+            f"sampler.devices={num_devices}: this process has {len(devices)} {devices[0].platform} "
+            "devices, must be at most that"
+        )
+    if num_devices == 1:
+        return jax.tree.map(jnp.asarray, params)
+    mesh = jax.sharding.Mesh(np.array(devices[:num_devices]), ("data",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.device_put(params, everywhere)
+
+
+def on_each_device(params: Any) -> list[Any]:
+    """The parameters on each of the devices that have all of them; no array is copied."""
+    first = jax.tree.leaves(params)[0]
+    if not isinstance(first, jax.Array) or not first.is_fully_replicated:
+        return [params]
+    return [
+        jax.tree.map(lambda x, i=i: x.addressable_shards[i].data, params)
+        for i in range(len(first.addressable_shards))
+    ]
