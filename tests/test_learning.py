@@ -13,7 +13,7 @@ import optax
 import pytest
 from model_cases import LLAMA, full_logp, params_of
 from policy_cases import QUICKLY_COMPILED
-from step_cases import STEP, assert_close, copied_params, example_batch
+from step_cases import STEP, assert_close, copied_params, example_batch, quickly_compiled
 
 from asympo_jax import learning, objectives
 from asympo_jax.learning import OptimizerConfig, WarmupConfig, make_batch
@@ -130,10 +130,9 @@ def one_step(name: str, micro_batch: int = 0) -> tuple[Any, dict[str, np.ndarray
     """Parameters after one update of plain SGD at rate 1, metrics and the number of updates."""
     optimizer = optax.sgd(1.0)
     split = dataclasses.replace(STEP, micro_batch=micro_batch)
-    step: Any = learning.make_train_step(LLAMA, objectives.make(name), optimizer, split)
+    step = learning.make_train_step(LLAMA, objectives.make(name), optimizer, split)
     state = learning.state_from_params(copied_params(), optimizer)
-    lowered = step.lower(state, example_batch())
-    state, metrics = lowered.compile(compiler_options=QUICKLY_COMPILED)(state, example_batch())
+    state, metrics = quickly_compiled(step, split)(state, example_batch())
     return (
         jax.tree.map(np.asarray, state.params),
         {key: np.asarray(value) for key, value in metrics.items()},
