@@ -23,6 +23,8 @@ class Stages:
         in_turn: a lease is given out only when all before are handed in, as at lag 0.
     """
 
+    num_devices = 1
+
     def __init__(self, num_leases: int, in_turn: bool = False):
         self.num_leases, self.in_turn = num_leases, in_turn
         self.changed = threading.Condition()
