@@ -11,10 +11,9 @@ from workload import Workload
 from asympo_jax import models
 
 
-def main() -> None:
-    """Draws the parameters and writes them."""
-    work = Workload.from_json(sys.argv[1])
-    config = models.ModelConfig(
+def decoder(work: Workload) -> models.ModelConfig:
+    """The shape of a workload's decoder."""
+    return models.ModelConfig(
         vocab_size=work.vocab_size,
         num_layers=work.num_layers,
         width=work.width,
@@ -26,6 +25,11 @@ def main() -> None:
         norm_epsilon=work.norm_epsilon,
         qk_norm=True,
     )
+
+
+def main() -> None:
+    """Draws the parameters and writes them."""
+    config = decoder(Workload.from_json(sys.argv[1]))
     params = models.init_params(config, jax.random.key(0))
     models.save(models.Model(config, params), sys.argv[2])
 

@@ -28,22 +28,11 @@ def load():
     sys.path.remove(str(BENCHMARKS))
 
 
-def decoder(work) -> models.ModelConfig:
-    return models.ModelConfig(
-        vocab_size=work.vocab_size,
-        num_layers=work.num_layers,
-        width=work.width,
-        num_heads=work.num_heads,
-        num_kv_heads=work.num_kv_heads,
-        head_width=work.head_width,
-        mlp_width=work.mlp_width,
-        qk_norm=True,
-    )
-
-
 def test_parameters_are_counted_as_they_are_made(load):
     work = load("workload").Workload()
-    params = jax.eval_shape(lambda: models.init_params(decoder(work), jax.random.key(0)))
+    params = jax.eval_shape(
+        lambda: models.init_params(load("write_model").decoder(work), jax.random.key(0))
+    )
     made = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert load("counts").num_parameters(work) == made
 
@@ -71,7 +60,7 @@ def test_flops_are_those_counted_by_hand(load):
 def test_xla_counts_the_flops_of_a_forward_pass_alike(load):
     counts, workload = load("counts"), load("workload")
     work = workload.Workload(num_prompts=1, group_size=1, prompt_tokens=1, response_tokens=32)
-    config = decoder(work)
+    config = load("write_model").decoder(work)
     params = jax.eval_shape(lambda: models.init_params(config, jax.random.key(0)))
     tokens_BT = jax.ShapeDtypeStruct((1, work.response_tokens), jnp.int32)
 
