@@ -97,10 +97,11 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
     objective = _objective(config)
     task_options = _set_fields(config.task)
     task_name = task_options.pop("name")
-    pacing = schedule.pacing_of(config)
+    pacing, capacity = schedule.pacing_of(config), schedule.queue_capacity(config)
     sampler = SamplerConfig(
         **{**config.sampler.to_dict(), "prompts_per_lease": pacing.prompts_per_lease}
     )
+    schedule.check_sampler_count(sampler.count, pacing, capacity)
     model = config.model.to_dict()
     hf_dir = model.pop("hf_dir")
     ModelConfig(vocab_size=1, **model)  # refuses a wrong shape now
@@ -114,7 +115,7 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
         prompts_per_update=config.prompts_per_update,
         group_size=config.group_size,
         pacing=pacing,
-        queue_capacity=schedule.queue_capacity(config),
+        queue_capacity=capacity,
         objective=objective,
         step=schedule.step_of(config, objective, pacing),
         task_name=task_name,

@@ -90,6 +90,22 @@ def queue_capacity(config: ml_collections.ConfigDict) -> int:
     return max(1, config.lag) * batch if capacity is None else capacity
 
 
+def check_sampler_count(count: int, pacing: Pacing, capacity: int) -> None:
+    """Refuses samplers that could never have a lease.
+
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
+    """
+    size = pacing.prompts_per_lease
+    num_leases = min(capacity, (pacing.max_lag + 1) * pacing.prompts_per_update) // size
+    if count > num_leases:
+        raise ValueError(
+            f"sampler.count={count}: must be at most {num_leases}, the leases of "
+            f"sampler.prompts_per_lease={size} prompts that can be out at once with lag="
+            f"{pacing.lag} and a queue of {capacity} groups; smaller leases keep more samplers busy"
+        )
+
+
 def step_of(config: ml_collections.ConfigDict, objective: Objective, pacing: Pacing) -> StepConfig:
     """What the learner's step computes.
 

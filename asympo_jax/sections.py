@@ -126,6 +126,13 @@ class SamplerConfig:
             f"must be one of {list(PARAMS_DTYPES)}",
             "params_dtype",
         )
+        for field, largest in (
+            ("segment", "max_response_tokens"),
+            ("lanes", "prompts_per_lease"),
+        ):
+            most = getattr(self, largest)
+            words = f"must be at most sampler.{largest}={most}"
+            _require(self, "sampler", lambda x, most=most: x <= most, words, field)
         _check_visible(self, "sampler")
 
 

@@ -49,7 +49,8 @@ class ExperimentConfig:
         checkpoint: checkpoints.
         log: what is written.
         runtime_name: `local` or `sync`.
-        stall_s: seconds that the learner waits for a group before it gives up.
+        stall_s: seconds that the learner waits for a group, or for an update to be published,
+            before it gives up.
         snapshot_dir: where snapshots are put; None for the RAM disk.
         compilation_cache: where compiled programs are kept; None for `$ASYMPO_CACHE/xla`, else
             `~/.cache/asympo_jax/xla`; empty for nowhere.

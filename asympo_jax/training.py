@@ -130,6 +130,8 @@ def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
         workdirs.check_writable("warmup.dir", workdirs.warmup_directory(config, workdir))
     if config.snapshot_dir is not None:
         workdirs.check_writable("runtime.snapshot_dir", pathlib.Path(config.snapshot_dir))
+    if config.compilation_cache:
+        workdirs.check_writable("runtime.compilation_cache", pathlib.Path(config.compilation_cache))
     lock = workdirs.lock(workdir)
     try:
         return Prepared(config, parts, workdir, workdirs.prepare(workdir, config), lock)
@@ -167,7 +169,7 @@ class _Run:
             log = EvaluationLog(evaluations, writer, progress.evaluated, *bounds)
             self._request_first(log, state, progress)
             log.collect()
-            publisher = Publisher(self.store, broker)
+            publisher = Publisher(self.store, broker, config.stall_s)
             stack.callback(publisher.close, _STOP_TIMEOUT_S)
             learner = make_learner(
                 config, self.parts, self.store, self.workdir, broker, publisher, writer, progress,
@@ -220,7 +222,8 @@ class _Run:
         for version in reversed(self.store.versions()):
             due = version == 0 or cadence_of(self.config).is_evaluated(version)
             if due and version not in known and version < self.config.pacing.num_updates:
-                log.request(version, self.store.read_policy(version))
+                # With the base that the state has: the store would read another onto the device.
+                log.request(version, state.decoder(self.store.read(version)))
 
     def _first_state(self, checkpointer: Checkpointer, broker: Broker) -> TrainState:
         """The state to go on from; its snapshot, and those of its lag window, are written."""

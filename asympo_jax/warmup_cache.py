@@ -16,6 +16,7 @@ import numpy as np
 
 from asympo_jax import learning
 from asympo_jax.experiment import Parts
+from asympo_jax.models import ModelConfig
 from asympo_jax.progress import say
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.snapshots import SnapshotRefused, read_params, write_params
@@ -61,11 +62,11 @@ def kept_params(directory: pathlib.Path) -> Iterator[Any]:
 
 def _warm_up(config: ExperimentConfig, parts: Parts, check: Callable[[], None]) -> Any:
     """Trains on the task's demonstrations."""
-    warmup = config.warmup
+    warmup, model = config.warmup, _model(config, parts)
     optimizer = learning.make_warmup_optimizer(warmup)
-    state = learning.init_state(parts.model, optimizer, jax.random.key(config.init_seed))
+    state = learning.init_state(model, optimizer, jax.random.key(config.init_seed))
     step = learning.make_warmup_step(
-        parts.model, optimizer, config.step.micro_batch, config.step.logp_chunk
+        model, optimizer, config.step.micro_batch, config.step.logp_chunk
     )
     start = time.monotonic()
     for number, (tokens_BT, scored_BT) in enumerate(_demonstrations(config, parts), start=1):
@@ -88,7 +89,7 @@ def warmup_key(config: ExperimentConfig, parts: Parts) -> str:
     digest = hashlib.sha256()
     settings = [
         config.init_seed,
-        dataclasses.asdict(parts.model),
+        dataclasses.asdict(_model(config, parts)),
         dataclasses.asdict(config.warmup),
         num_positions(config),
         config.step.micro_batch,
@@ -104,6 +105,11 @@ def warmup_key(config: ExperimentConfig, parts: Parts) -> str:
     for tokens_BT, scored_BT in _demonstrations(config, parts):
         digest.update(tokens_BT.tobytes() + scored_BT.tobytes())
     return digest.hexdigest()[:16]
+
+
+def _model(config: ExperimentConfig, parts: Parts) -> ModelConfig:
+    """The decoder as the learner computes its gradient."""
+    return dataclasses.replace(parts.model, remat=config.learner.remat)
 
 
 def num_positions(config: ExperimentConfig) -> int:

@@ -106,7 +106,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         for lag in () if arguments.skip_sweep else LAGS:
             for count in SAMPLERS:
-                _, update_s, tokens = _run(arguments, lag=lag, **{"sampler.count": count})
+                # Leases of one size, small enough to keep the most samplers busy at lag 0.
+                leases = {"sampler.prompts_per_lease": arguments.prompts // max(SAMPLERS)}
+                given = {"sampler.count": count, **leases}
+                _, update_s, tokens = _run(arguments, lag=lag, **given)
                 add(f"lag {lag}, samplers {count}: update_s", update_s)
                 add(f"lag {lag}, samplers {count}: tokens_per_s", tokens)
     rows: dict[str, Any] = {name: statistics.median(values) for name, values in found.items()}
@@ -312,7 +315,7 @@ def _serve_learner(arguments: argparse.Namespace) -> None:
             stopwatch = _Stopwatch(arguments.seconds)
             store = (SnapshotStore if side.strip() == "publish" else _Unwritten)(path, "run")
             broker: Any = _EndlessGroups(stopwatch, groups)
-            publisher, writer = Publisher(store, broker), MetricsWriter(path, 0, False)
+            publisher, writer = Publisher(store, broker, 600.0), MetricsWriter(path, 0, False)
             log = EvaluationLog(EvaluationsHere(lambda *_: {}), writer, lambda *_: None, 1, 1.0)
             learner = make_learner(
                 config, parts, store, path, broker, publisher, writer, Progress(10**6), log,

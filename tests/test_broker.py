@@ -7,6 +7,7 @@ block is never made, so a state in which no move is possible is a deadlock.
 import functools
 import random
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -247,26 +248,58 @@ def test_waiting_without_any_new_group_ends_in_a_sentence_that_names_the_bound()
         broker.next_batch(0.0)
 
 
-def test_the_time_of_an_update_that_is_not_published_is_not_the_samplers():
+def trained_once(clock: Callable[[], float] = time.monotonic) -> Broker:
+    """A broker at lag 0 that waits for the version of its first update."""
     pace = pacing(lag=0, per_lease=4)
-    broker = Broker(pace, capacity=8)
+    broker = Broker(pace, 8, clock=clock)
     broker.open(0)
     lease = broker.lease()
     broker.submit(lease, groups_of(pace, lease), 0.0)
     broker.complete(1, {g.ticket for g in broker.next_batch(0.0)})
-    ends = []
+    return broker
+
+
+def test_a_version_that_never_comes_ends_in_a_sentence_that_says_so():
+    with pytest.raises(Stalled, match=r"update 1 waited .*version 1 not there.*runtime\.stall_s"):
+        trained_once().next_batch(0.0)
+
+
+def test_the_time_until_a_version_is_there_is_not_the_samplers():
+    clock = Clock()
+    broker, ends = trained_once(clock), []
 
     def wait_for_groups():
         with pytest.raises((Stalled, Closed)) as raised:
-            broker.next_batch(0.01)
+            broker.next_batch(10.0)
         ends.append(raised.type)
 
     thread = threading.Thread(target=wait_for_groups, daemon=True)
     thread.start()
-    thread.join(0.1)
+    clock.set_once_asked(8.0)
+    broker.publish(1)
+    clock.set_once_asked(12.0)  # beyond 10, but not 10 after the version came
+    broker.abandon(broker.lease())
+    clock.set_once_asked(12.0)
     broker.close()
     thread.join(PATIENCE_S)
-    assert ends == [Closed], "samplers wait for the version that the device still computes"
+    assert ends == [Closed]
+
+
+class Clock:
+    """Seconds that a test sets once they were asked for."""
+
+    def __init__(self):
+        self._now = 0.0
+        self._asked = threading.Event()
+
+    def __call__(self) -> float:
+        self._asked.set()
+        return self._now
+
+    def set_once_asked(self, now: float) -> None:
+        assert self._asked.wait(PATIENCE_S)
+        self._asked.clear()
+        self._now = now
 
 
 def test_groups_of_another_version_or_ticket_are_not_taken():

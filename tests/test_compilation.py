@@ -76,6 +76,15 @@ def test_a_step_that_is_compiled_for_another_shape_is_told_once():
     assert metrics["compile/seconds"] > 0
 
 
+def test_the_seconds_told_of_a_step_are_its_own_alone():
+    compilations, told = Compilations(), []
+    watch = make_step_watch(compilations, "step", told.append)
+    for version, (name, seconds) in enumerate((("step", 1.0), ("other", 70.0), ("step", 2.5))):
+        compilations._hear_seconds(compilation._COMPILED, seconds, fun_name=name)
+        watch(version)
+    assert told == ["update 2: its step was compiled, for shape number 2 (2.5 s)"]
+
+
 def test_a_run_finds_the_programs_of_the_one_before_and_ends_with_the_same_bits(tmp_path):
     runner = Runner(tmp_path / "unused", tmp_path)
     del runner.environment["JAX_COMPILATION_CACHE_DIR"]

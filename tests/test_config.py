@@ -62,6 +62,13 @@ WRONG = [
     (dict(model__rope_theta=float("nan")), ["model.rope_theta=nan"]),
     (dict(learner__platform="gpuu"), ["learner.platform='gpuu'", "cuda"]),
     (dict(runtime__name="sync", sampler__count=4), ["sampler.count=4", "sync"]),
+    (
+        dict(lag=1, sampler__count=2),
+        ["sampler.count=2: must be at most 1,", "prompts_per_lease=32"],
+    ),
+    (dict(lag=0, queue__capacity=99, sampler__count=2), ["sampler.count=2: must be at most 1,"]),
+    (dict(sampler__segment=25), ["sampler.segment=25", "sampler.max_response_tokens=24"]),
+    (dict(sampler__lanes=33), ["sampler.lanes=33", "sampler.prompts_per_lease=32"]),
 ]
 
 
@@ -70,6 +77,15 @@ def test_a_wrong_config_is_refused_by_field_value_and_what_is_allowed(fields, wo
     with pytest.raises(ValueError) as raised:
         resolve(with_fields(**fields))
     assert all(word in str(raised.value) for word in words), str(raised.value)
+
+
+@pytest.mark.parametrize(("lag", "leases"), [(0, 1), (0, 4), (1, 4), (2, 1), (2, 2), (16, 1)])
+def test_as_many_samplers_are_taken_as_can_have_a_lease_at_once(lag, leases):
+    most = leases * max(1, lag)
+    fields = dict(lag=lag, sampler__prompts_per_lease=32 // leases)
+    assert resolve(with_fields(sampler__count=most, **fields)).sampler.count == most
+    with pytest.raises(ValueError, match=rf"sampler.count={most + 1}: must be at most {most},"):
+        resolve(with_fields(sampler__count=most + 1, **fields))
 
 
 def test_every_lag_fits_the_queue_that_is_left_unset():
@@ -197,6 +213,7 @@ COMMANDS = [
     (["--config.reward.overlong_buffer=25"], "sampler.max_response_tokens=24"),
     (["--config.candidates_per_update=31"], "candidates_per_update=31"),
     (["--config.refresh_every_updates=2", "--config.order=completion"], "order='completion'"),
+    (["--config.runtime.compilation_cache=/dev/null/x"], "runtime.compilation_cache=/dev/null/x"),
     (["--workdir="], "--workdir is empty"),
 ]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from asympo_jax.runtime.broker import Broker
-from asympo_jax.runtime.leases import Closed
+from asympo_jax.runtime.leases import Closed, Stalled
 from asympo_jax.runtime.publisher import NonFinite, Publisher, Update
 from asympo_jax.runtime.snapshots import SnapshotRefused, SnapshotStore
 from asympo_jax.runtime.tickets import Pacing
@@ -44,7 +44,7 @@ class Case:
             self.broker.submit(lease, [group(lease.number)], 0.0)
             self.broker.next_batch(0.0)
             self.broker.complete(version, {lease.number})
-        self.publisher = Publisher(self.store, self.broker, clock=lambda: 0.0)
+        self.publisher = Publisher(self.store, self.broker, PATIENCE_S, clock=lambda: 0.0)
 
     def newest(self) -> int | None:
         return self.broker._version
@@ -108,6 +108,21 @@ def test_the_learner_is_one_update_ahead_at_most(case, monkeypatch):
     second.join(PATIENCE_S)
     case.publisher.wait()
     assert writes == [1, 2]
+
+
+def test_an_update_that_is_never_published_ends_in_a_sentence_that_names_the_bound(tmp_path):
+    case, go = Case(tmp_path), threading.Event()
+    case.store.write = lambda version, params: go.wait(PATIENCE_S)
+    publisher = Publisher(case.store, case.broker, stall_s=0.01)
+    publisher.hand_over(update(1))
+    for call in (lambda: publisher.hand_over(update(2)), publisher.wait):
+        with pytest.raises(Stalled, match=r"update 0 waited .*runtime\.stall_s"):
+            call()
+    go.set()
+    publisher.close(PATIENCE_S)
+    case.publisher.close(PATIENCE_S)
+    with pytest.raises(Stalled):  # also once the thread has come to its end
+        publisher.wait()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

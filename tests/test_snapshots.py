@@ -1,6 +1,8 @@
 """Snapshots: all of one, or nothing; and only of this run and version."""
 
+import fcntl
 import os
+import shutil
 import stat
 
 import numpy as np
@@ -95,6 +97,23 @@ def test_directories_of_killed_runs_are_removed_and_those_in_use_stay(tmp_path):
     assert (killed.exists(), alive.exists(), newest.exists()) == (False, True, True)
     lock.close()
     newest_lock.close()
+
+
+def test_a_directory_that_another_run_removed_before_it_was_locked_is_made_again(
+    tmp_path, monkeypatch
+):
+    lock_file, removed = fcntl.flock, []
+
+    def flock(file, operation):
+        if not removed:
+            removed.extend(tmp_path.glob("*"))
+            shutil.rmtree(removed[0])
+        lock_file(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    directory, lock = make_snapshot_directory(str(tmp_path), "abc")
+    with lock:
+        assert list(tmp_path.glob("*")) == [directory] != removed
 
 
 def test_the_hash_sees_names_shapes_types_and_values():

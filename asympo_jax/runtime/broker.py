@@ -145,14 +145,13 @@ class Broker:
         with self._changed:
             deadline, before, batch = 0.0, None, self._select()
             while self._closed is None and batch is None:
-                # Samplers may wait for what the device still computes, whose time is not theirs.
+                # Samplers may wait for a version, so they have the whole time once it is there.
                 now = (len(self._queue), self._version)
-                if now != before or self._version != self._updates:
+                if now != before:
                     deadline, before = self._clock() + timeout_s, now
                 in_time = self._changed.wait(deadline - self._clock())
                 batch = self._select()  # a group may have come in at the last moment
-                may_go_on = in_time or batch or self._closed or self._version != self._updates
-                if not may_go_on:
+                if not (in_time or batch or self._closed):
                     raise Stalled(self._describe_stall(timeout_s))
             self.raise_if_closed()
             assert batch is not None
@@ -292,8 +291,9 @@ class Broker:
 
     def _describe_stall(self, timeout_s: float) -> str:
         """One sentence on what the learner waited for."""
+        pending = "" if self._version == self._updates else f", version {self._updates} not there"
         return (
             f"update {self._updates} waited {timeout_s:.0f} s without a new group: "
             f"{len(self._queue)} groups in the queue, leases out: "
-            f"{sorted(self._leases) or 'none'} (runtime.stall_s bounds this wait)"
+            f"{sorted(self._leases) or 'none'}{pending} (runtime.stall_s bounds this wait)"
         )

@@ -64,7 +64,7 @@ class Compilations:
         """Nothing is counted yet."""
         self.count = self.found = 0
         self.seconds = 0.0
-        self._by_name: collections.Counter[str] = collections.Counter()
+        self._seconds_by_name: dict[str, list[float]] = collections.defaultdict(list)
         jax.monitoring.register_event_listener(self._hear)
         jax.monitoring.register_event_duration_secs_listener(self._hear_seconds)
 
@@ -76,9 +76,9 @@ class Compilations:
             "compile/seconds": self.seconds,
         }
 
-    def of(self, name: str) -> int:
-        """How often a function of this name was compiled, or found, for a shape more."""
-        return self._by_name[name]
+    def of(self, name: str) -> tuple[float, ...]:
+        """Seconds of each program of a function of this name: one for each shape."""
+        return tuple(self._seconds_by_name.get(name, ()))
 
     def _hear(self, event: str, **_: str | int) -> None:
         """A program was found on disk; its seconds follow."""
@@ -91,7 +91,7 @@ class Compilations:
         if event == _COMPILED:
             self.count += 1
             self.seconds += duration_secs
-            self._by_name[str(given.get("fun_name", ""))] += 1
+            self._seconds_by_name[str(given.get("fun_name", ""))].append(duration_secs)
 
 
 def make_step_watch(
@@ -106,16 +106,17 @@ def make_step_watch(
         name: of the step, as jax calls it.
         tell: says a line.
     """
-    before = [0, 0.0]
+    told = 0
 
     def watch(version: int) -> dict[str, float]:
-        count, seconds = compilations.of(name), compilations.seconds
-        if before[0] and count > before[0]:
+        nonlocal told
+        seconds = compilations.of(name)
+        if told and len(seconds) > told:
             tell(
-                f"update {version}: its step was compiled, for shape number {count} "
-                f"({seconds - before[1]:.1f} s)"
+                f"update {version}: its step was compiled, for shape number {len(seconds)} "
+                f"({sum(seconds[told:]):.1f} s)"
             )
-        before[:] = count, seconds
+        told = len(seconds)
         return compilations.metrics()
 
     return watch

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from asympo_jax.runtime.broker import Broker
-from asympo_jax.runtime.leases import SamplingTotals
+from asympo_jax.runtime.leases import SamplingTotals, Stalled
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.types import Group
 
@@ -84,15 +84,21 @@ class Publisher:
     Args:
         store: where snapshots go.
         broker: learns of each version.
+        stall_s: seconds that an update may take to be published.
         clock: monotonic seconds.
     """
 
     def __init__(
-        self, store: SnapshotStore, broker: Broker, clock: Callable[[], float] = time.monotonic
+        self,
+        store: SnapshotStore,
+        broker: Broker,
+        stall_s: float,
+        clock: Callable[[], float] = time.monotonic,
     ):
         """Starts the thread."""
         self._store = store
         self._broker = broker
+        self._stall_s = stall_s
         self._clock = clock
         self._changed = threading.Condition()
         self._closed = False
@@ -109,6 +115,7 @@ class Publisher:
         Raises:
             NonFinite: the update before has a loss, a gradient or parameters that are not finite.
             SnapshotRefused: it cannot be written.
+            Stalled: it was not published within `stall_s`.
         """
         with self._changed:
             published = self._wait()
@@ -122,6 +129,7 @@ class Publisher:
         Raises:
             NonFinite: as `hand_over`.
             SnapshotRefused: as `hand_over`.
+            Stalled: as `hand_over`.
         """
         with self._changed:
             return self._wait()
@@ -135,7 +143,14 @@ class Publisher:
 
     def _wait(self) -> list[Published]:
         """Waits for the thread, with the lock held."""
-        self._changed.wait_for(lambda: self._work is None)
+        if self._failure is None and not self._changed.wait_for(
+            lambda: self._work is None, self._stall_s
+        ):
+            assert self._work is not None
+            self._failure = Stalled(
+                f"update {self._work.version - 1} waited {self._stall_s:.0f} s for the device and "
+                "for its snapshot to be written (runtime.stall_s bounds this wait)"
+            )
         if self._failure is not None:
             raise self._failure
         published, self._published = self._published, []
@@ -156,7 +171,7 @@ class Publisher:
                 failure = error
             with self._changed:
                 self._published += [published] if published else []
-                self._failure = failure
+                self._failure = self._failure or failure
                 self._work = None
                 self._changed.notify_all()
             if failure is not None:

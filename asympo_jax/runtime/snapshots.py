@@ -135,10 +135,13 @@ def make_snapshot_directory(parent: str | None, run_id: str) -> tuple[pathlib.Pa
         parent = str(_RAM_DISK) if os.access(_RAM_DISK, os.W_OK) else tempfile.gettempdir()
     for lock_path in pathlib.Path(parent).glob(f"{_PREFIX}*/{_LOCK}"):
         _remove_if_unused(lock_path)
-    directory = pathlib.Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{run_id}-", dir=parent))
-    lock = (directory / _LOCK).open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return directory, lock
+    while True:
+        directory = pathlib.Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{run_id}-", dir=parent))
+        lock = (directory / _LOCK).open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (directory / _LOCK).exists():
+            return directory, lock
+        lock.close()  # another run that starts took it for unused before it was locked
 
 
 def _remove_if_unused(lock_path: pathlib.Path) -> None:
