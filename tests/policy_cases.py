@@ -12,12 +12,6 @@ from asympo_jax import objectives
 
 LOGPS = ("logp_BT", "behaviour_logp_BT", "proximal_logp_BT", "reference_logp_BT")
 
-# What runs a few times only is not worth optimising: it compiles in two thirds of the time.
-QUICKLY_COMPILED = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -154,7 +148,7 @@ def compiled_together(function: Any, variants: Variants, group_size: int) -> Any
     def for_all(*arrays: Any) -> dict[str, Any]:
         return {key: function(objective, group_size, *arrays) for key, objective in made.items()}
 
-    return jax.jit(for_all, compiler_options=QUICKLY_COMPILED)
+    return jax.jit(for_all)
 
 
 def value_metrics_gradient(name: str, case: Case, **options: Any) -> tuple[Any, Any, Any]:
@@ -172,5 +166,4 @@ def _compiled(name: str, options: tuple[tuple[str, Any], ...], group_size: int) 
         functools.partial(
             jax.value_and_grad(loss_of, argnums=LOGP_ARGUMENT, has_aux=True), objective, group_size
         ),
-        compiler_options=QUICKLY_COMPILED,
     )

@@ -6,9 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 from model_cases import LLAMA, params_of
-from policy_cases import QUICKLY_COMPILED
 
-from asympo_jax.learning import StepConfig, TrainState, pack
+from asympo_jax.learning import StepConfig
 from asympo_jax.types import Batch
 
 STEP = StepConfig(
@@ -33,21 +32,6 @@ def example_batch() -> Batch:
         reward_PG=rng.normal(size=(2, 4)).astype(np.float32),
         behaviour_logp_BT=np.where(drawn_BT, rng.uniform(-4, -1, (8, 8)), 0).astype(np.float32),
     )
-
-
-def quickly_compiled(function: Any, config: StepConfig = STEP) -> Any:
-    """A jitted function of a state and a batch, compiled without much optimisation."""
-    compiled = {}
-
-    def call(state: TrainState, batch: Batch) -> Any:
-        packed = pack(config.packing, batch)
-        shapes = str(jax.tree.map(np.shape, packed))
-        if shapes not in compiled:
-            lowered = function.lower(state, batch)
-            compiled[shapes] = lowered.compile(compiler_options=QUICKLY_COMPILED)
-        return compiled[shapes](state, packed)
-
-    return call
 
 
 def copied_params(seed: int = 0, model: Any = LLAMA) -> Any:

@@ -18,7 +18,7 @@ from asympo_jax.models.attention import (
     attend_causally,
     make_attend_decoding,
 )
-from asympo_jax.models.rope import rotate
+from asympo_jax.models.rope import rotate, rotation
 
 every_family = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 TOKENS = np.random.default_rng(0).integers(0, 7, (4, 9)).astype(np.int32)
@@ -193,7 +193,7 @@ def test_only_the_distance_of_positions_matters():
 
 def test_rotation_keeps_lengths_and_leaves_position_zero_alone():
     x_BTNH = jax.random.normal(jax.random.key(0), (1, 2, 3, 8))
-    turned_BTNH = rotate(x_BTNH, jnp.array([[0, 1000]]), 10_000.0)
+    turned_BTNH = rotate(x_BTNH, rotation(jnp.array([[0, 1000]]), x_BTNH.shape[-1], 10_000.0))
     np.testing.assert_array_equal(turned_BTNH[:, 0], x_BTNH[:, 0])
     assert np.abs(turned_BTNH[:, 1] - x_BTNH[:, 1]).max() > 0.1
     np.testing.assert_allclose(

@@ -10,14 +10,12 @@ import numpy as np
 import optax
 import pytest
 from model_cases import params_of
-from policy_cases import QUICKLY_COMPILED
 from step_cases import (
     ONE_LAYER,
     STEP,
     assert_close,
     copied_params,
     example_batch,
-    quickly_compiled,
 )
 
 from asympo_jax import learning, objectives
@@ -80,8 +78,7 @@ def updated(micro_batch: int) -> dict[str, Any]:
             found[name] = step(state, BATCH)[0].params
         return found
 
-    update = jax.jit(update_all, compiler_options=QUICKLY_COMPILED)
-    return update(params_of(ONE_LAYER), params_of(ONE_LAYER, seed=1))
+    return jax.jit(update_all)(params_of(ONE_LAYER), params_of(ONE_LAYER, seed=1))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +109,7 @@ def decoupled_step(every: int) -> Any:
     """The step of `decoupled_ppo`, with a reference, too."""
     config = dataclasses.replace(STEP, proximal_every_updates=every)
     step = learning.make_train_step(ONE_LAYER, objectives.make(**DECOUPLED), SGD, config)
-    return quickly_compiled(step, config)
+    return step
 
 
 def copied(tree: Any) -> Any:
@@ -190,7 +187,7 @@ def test_no_two_parts_of_a_state_share_a_buffer_that_is_donated():
 def sign_gradients(name: str, **options: Any) -> Any:
     """What `make_sign_gradients` makes, compiled."""
     function = make_sign_gradients(ONE_LAYER, objectives.make(name, **options), STEP)
-    return quickly_compiled(function)
+    return function
 
 
 def halves(

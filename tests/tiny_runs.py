@@ -81,7 +81,9 @@ class Runner:
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         }
         self.environment["PYTHONPATH"] = str(pathlib.Path(__file__).parent)
-        del self.environment["XLA_FLAGS"]  # eight simulated devices are for this process alone
+        # Eight simulated devices are for this process alone.
+        flags = (flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag)
+        self.environment["XLA_FLAGS"] = " ".join(flags)
 
     def command(self, workdir: pathlib.Path, **fields: object) -> list[str]:
         """A training command; double underscores in names stand for dots."""

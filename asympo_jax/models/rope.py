@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -58,23 +59,41 @@ class Llama3Scaling:
 RopeScaling = LinearScaling | Llama3Scaling
 
 
-def rotate(
-    x_BTNH: Float[Array, "B T N H"],
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rotation:
+    """What the pairs of every head are turned by; h is half of the width of a head."""
+
+    cos: Float[Array, "B T 1 1 h"]
+    signed_sin: Float[Array, "B T 1 2 h"]
+
+
+def rotation(
     position_BT: Int[Array, "B T"],
+    head_width: int,
     theta: float,
     scaling: RopeScaling | None = None,
-) -> Float[Array, "B T N H"]:
-    """Rotary position embedding of the pairs (i, i + H/2). arXiv:2104.09864, layout of Llama."""
-    half = x_BTNH.shape[-1] // 2
+) -> Rotation:
+    """The rotation of each position. arXiv:2104.09864."""
+    half = head_width // 2
     frequency_h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if scaling is not None:
         frequency_h = scaling.scale(frequency_h)
-    angle_BT1h = position_BT.astype(jnp.float32)[:, :, None, None] * frequency_h[None, None, None]
-    sin, cos = (turn(angle_BT1h)[:, :, :, None] for turn in (jnp.sin, jnp.cos))
-    signed_sin = jnp.concatenate([-sin, sin], axis=3)
+    angle_BTh = position_BT.astype(jnp.float32)[:, :, None] * frequency_h[None, None]
+    both_BTH = jnp.concatenate([jnp.cos(angle_BTh), jnp.sin(angle_BTh)], axis=2)
+    # On CPUs XLA would compute them again for every head of every layer, as a part of what reads
+    # them, and it ignores barriers; of a product, here with 0, 1 and -1, it takes the result.
+    parts = jnp.kron(jnp.array([[1.0, 0, 0], [0, -1, 1]]), jnp.eye(half))
+    parts_BTh = jnp.matmul(both_BTH, parts, precision=jax.lax.Precision.HIGHEST)
+    cos, signed_sin = jnp.split(parts_BTh.reshape(*position_BT.shape, 1, 3, half), [1], axis=3)
+    return Rotation(cos, signed_sin)
+
+
+def rotate(x_BTNH: Float[Array, "B T N H"], rotation: Rotation) -> Float[Array, "B T N H"]:
+    """Rotary position embedding of the pairs (i, i + H/2), the layout of Llama."""
     # The halves are swapped by reversing an axis of two: on CPUs far quicker than joining them.
-    halves = x_BTNH.astype(jnp.float32).reshape(*x_BTNH.shape[:-1], 2, half)
-    turned = halves * cos + halves[:, :, :, ::-1] * signed_sin
+    halves = x_BTNH.astype(jnp.float32).reshape(*x_BTNH.shape[:-1], 2, -1)
+    turned = halves * rotation.cos + halves[:, :, :, ::-1] * rotation.signed_sin
     return turned.reshape(x_BTNH.shape).astype(x_BTNH.dtype)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from asympo_jax.models.attention import Attend, attend_causally
 from asympo_jax.models.config import ModelConfig
-from asympo_jax.models.rope import rotate
+from asympo_jax.models.rope import Rotation, rotate, rotation
 
 Params = Any
 
@@ -88,7 +88,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, position_BT: Array, attend: Attend, cache: Any
+        self, x_BTD: Array, turned_by: Rotation, attend: Attend, cache: Any
     ) -> tuple[Array, Any]:
         """Projects, rotates, attends, projects back."""
         config = self.config
@@ -103,8 +103,7 @@ class Attention(nn.Module):
         if config.qk_norm:
             q_BTNH = RMSNorm(config.norm_epsilon, name="query_norm")(q_BTNH)
             k_BTKH = RMSNorm(config.norm_epsilon, name="key_norm")(k_BTKH)
-        q_BTNH = rotate(q_BTNH, position_BT, config.rope_theta, config.rope_scaling)
-        k_BTKH = rotate(k_BTKH, position_BT, config.rope_theta, config.rope_scaling)
+        q_BTNH, k_BTKH = rotate(q_BTNH, turned_by), rotate(k_BTKH, turned_by)
         out_BTNH, cache = attend(q_BTNH, k_BTKH, v_BTKH, cache)
         return Linear((config.width,), config.dtype, num_in_axes=2, name="out")(out_BTNH), cache
 
@@ -130,13 +129,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, position_BT: Array, attend: Attend, cache: Any
+        self, x_BTD: Array, turned_by: Rotation, attend: Attend, cache: Any
     ) -> tuple[Array, Any]:
         """One layer."""
         epsilon = self.config.norm_epsilon
         normed_BTD = RMSNorm(epsilon, name="attention_norm")(x_BTD)
         attended_BTD, cache = Attention(self.config, name="attention")(
-            normed_BTD, position_BT, attend, cache
+            normed_BTD, turned_by, attend, cache
         )
         x_BTD = x_BTD + attended_BTD
         return x_BTD + Mlp(self.config, name="mlp")(RMSNorm(epsilon, name="mlp_norm")(x_BTD)), cache
@@ -178,11 +177,12 @@ class Transformer(nn.Module):
             # Not used here: declared so that one `init` makes every parameter.
             self.param("head", init, (config.vocab_size, config.width))
         x_BTD = jnp.take(embedding_VD, tokens_BT, axis=0).astype(config.dtype)
+        turned_by = rotation(position_BT, config.head_width, config.rope_theta, config.rope_scaling)
         caches_out = []
         block = _REMAT[config.remat](Block)
         for layer in range(config.num_layers):
             cache = None if caches is None else caches[layer]
-            x_BTD, cache = block(config, name=f"layer_{layer}")(x_BTD, position_BT, attend, cache)
+            x_BTD, cache = block(config, name=f"layer_{layer}")(x_BTD, turned_by, attend, cache)
             caches_out.append(cache)
         return RMSNorm(config.norm_epsilon, name="final_norm")(x_BTD), tuple(caches_out)
 
