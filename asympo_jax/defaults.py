@@ -132,16 +132,14 @@ def default_config() -> ml_collections.ConfigDict:
             "eval": {
                 **_EVAL,
                 "process": unset(bool),
-                "platform": unset(str),
-                "visible_devices": unset(str),
+                **{name: unset(str) for name in ("platform", "visible_devices")},
             },
             "checkpoint": {"every_updates": 50, "keep": 2},
             "log": dict(_LOG),
             "runtime": {
                 **_RUNTIME,
                 "lease_s": unset(float),
-                "snapshot_dir": unset(str),
-                "compilation_cache": unset(str),
+                **{name: unset(str) for name in ("snapshot_dir", "compilation_cache")},
             },
         }
     )

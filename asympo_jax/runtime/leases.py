@@ -7,7 +7,6 @@ from typing import Literal
 
 from asympo_jax.types import GradingFailure, Group
 
-
 # The name of a sampler at the broker: its index, and how often that was started before.
 Holder = tuple[int, int]
 

@@ -122,7 +122,7 @@ class LocalProcess:
                 self.handed_in = True
                 answer = {"type": "accepted"}
             elif message["type"] == "failed":
-                # What it says it would find again; but not if it came to late and was to end.
+                # What it says it would find again; but not one that was to end anyway.
                 if self._why_killed is None:
                     cause = str(message.get("cause"))[:_MAX_CAUSE]
                     self._broker.close(f"sampler {self.holder[0]}: {cause}")
