@@ -66,9 +66,8 @@ def kill():
 def stop():
     os.kill(os.getpid(), signal.SIGSTOP)
 
-def wait_for_end():
-    send(leasing, frame("lease"))
-    answer(leasing)
+def wait():
+    signal.pause()
 """
 
 

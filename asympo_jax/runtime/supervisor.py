@@ -18,6 +18,7 @@ from typing import Protocol
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.leases import Closed, Holder, Out
 
+_KILLED_S = 5.0  # until a sampler that was killed has ended
 _MAX_BARREN = 2  # ends in a row without a lease that was handed in
 
 
@@ -100,7 +101,7 @@ class Supervisor:
             for process in self._processes.values():
                 process.kill("it was too slow to end")
         for thread in self._threads:
-            thread.join(max(1.0, deadline - time.monotonic()))
+            thread.join(_KILLED_S)
 
     def _run(self, index: int) -> None:
         """Starts a sampler until it is not to be started again."""
