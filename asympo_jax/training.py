@@ -31,7 +31,7 @@ from asympo_jax.runtime.evaluations import (
     EvaluationsHere,
     EvaluatorEnded,
 )
-from asympo_jax.runtime.leases import Closed, Stalled
+from asympo_jax.runtime.leases import Closed, Refused, Stalled
 from asympo_jax.runtime.metrics import MetricsRefused, MetricsWriter, read_metrics
 from asympo_jax.runtime.publisher import NonFinite, Publisher
 from asympo_jax.runtime.snapshots import (
@@ -48,6 +48,7 @@ _ACCURACIES = ("eval/accuracy", "eval/accuracy_greedy")
 # What ends a run; anything else is a fault of this program, and its traceback says where.
 _CAUSES = (
     Closed,
+    Refused,
     Stalled,
     EvaluatorEnded,
     RewardError,

@@ -1,8 +1,9 @@
 """The broker: hands out leases, keeps the bounded queue of finished groups, forms batches.
 
 Plain Python behind one lock; it knows nothing of processes or transports. Samplers call `lease` and
-`submit`, the learner `next_batch`, `complete` and `publish`. `lease` and `next_batch` block until
-they can be answered, or raise `Closed` with the cause that ended the run; nothing polls.
+`submit`, the learner `next_batch`, `complete` and `publish`, who watches over samplers `leave` and
+`take_back_overdue`. What cannot be answered yet blocks until it can, or raises `Closed` with the
+cause that ended the run; nothing polls.
 
 Two counts say how far the run is: updates that are complete, of which the ledger knows, and the
 newest version published, which samplers may use; it follows when the device is done.

@@ -147,25 +147,25 @@ class Supervisor:
 
     def _is_started_again(self, index: int, words: str, handed_in: bool) -> bool:
         """Whether a sampler that ended is started again; the run ends if none is left."""
-        with self._lock:
-            if self._broker.closed is not None:
-                return False
-            past = self._past[index]
-            past.barren = 0 if handed_in else past.barren + 1
-            if past.barren < _MAX_BARREN and past.restarts < self._max_restarts:
-                past.restarts += 1
-                self._broker.count("samplers/restarts")
-                again = f"{past.restarts} of {self._max_restarts} times"
-                self._say(f"sampler {index} ended with {words}; it is started again, {again}")
-                return True
-            past.words = words
-            self._broker.count("samplers/lost")
-            left = sum(other.words is None for other in self._past)
-            if left:
-                self._say(f"sampler {index} ended with {words}; it is lost, {left} left")
-            else:
-                self._broker.close(self._describe())
+        if self._broker.closed is not None:
             return False
+        past = self._past[index]
+        past.barren = 0 if handed_in else past.barren + 1
+        if past.barren < _MAX_BARREN and past.restarts < self._max_restarts:
+            past.restarts += 1
+            self._broker.count("samplers/restarts")
+            again = f"{past.restarts} of {self._max_restarts} times"
+            self._say(f"sampler {index} ended with {words}; it is started again, {again}")
+            return True
+        with self._lock:
+            past.words = words
+            left = sum(other.words is None for other in self._past)
+        self._broker.count("samplers/lost")
+        if left:
+            self._say(f"sampler {index} ended with {words}; it is lost, {left} left")
+        else:
+            self._broker.close(self._describe())
+        return False
 
     def _describe(self) -> str:
         """One sentence on how the samplers ended."""
