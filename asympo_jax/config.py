@@ -107,6 +107,7 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
     ModelConfig(vocab_size=1, **model)  # refuses a wrong shape now
     if hf_dir is not None:
         _check_hf_dir(config, hf_dir, model)
+    stall_s, lease_s = config.runtime.stall_s, config.runtime.lease_s
     source = config.to_dict()
     warmup = config.warmup.to_dict()
     warmup_dir, warmup_seed = warmup.pop("dir"), warmup.pop("seed")
@@ -134,7 +135,9 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
         checkpoint=CheckpointConfig(**config.checkpoint.to_dict()),
         log=LogConfig(**config.log.to_dict()),
         runtime_name=config.runtime.name,
-        stall_s=config.runtime.stall_s,
+        stall_s=stall_s,
+        lease_s=stall_s / 2 if lease_s is None else lease_s,
+        max_restarts=config.runtime.max_restarts,
         snapshot_dir=config.runtime.snapshot_dir,
         compilation_cache=config.runtime.compilation_cache,
         source=source,

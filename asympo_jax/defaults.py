@@ -71,7 +71,7 @@ _LOG = {
     "gradients_every_updates": 0,
     "tensorboard": True,
 }
-_RUNTIME = {"name": "local", "stall_s": 600.0}
+_RUNTIME = {"name": "local", "stall_s": 3600.0, "max_restarts": 3}
 _REWARD = {"overlong_buffer": 0, "overlong_penalty": 1.0, "deadline_s": 30.0}
 _TASK_TEXTS = ("data_dir", "train_data", "eval_data", "tokenizer_dir", "template")
 _OBJECTIVE_OPTIONS = (
@@ -132,12 +132,15 @@ def default_config() -> ml_collections.ConfigDict:
             "eval": {
                 **_EVAL,
                 "process": unset(bool),
-                "platform": unset(str),
-                "visible_devices": unset(str),
+                **{name: unset(str) for name in ("platform", "visible_devices")},
             },
             "checkpoint": {"every_updates": 50, "keep": 2},
             "log": dict(_LOG),
-            "runtime": {**_RUNTIME, "snapshot_dir": unset(str), "compilation_cache": unset(str)},
+            "runtime": {
+                **_RUNTIME,
+                "lease_s": unset(float),
+                **{name: unset(str) for name in ("snapshot_dir", "compilation_cache")},
+            },
         }
     )
     config.lock()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from asympo_jax import import_path, models
 from asympo_jax.hf_tokenizer import HfTokenizer
 from asympo_jax.models import ModelConfig
+from asympo_jax.runtime.admission import Admission
 from asympo_jax.runtime.reward_pool import RewardPool, RewardSource
 from asympo_jax.runtime.rewards import Grader
 from asympo_jax.runtime.sampler import Sampler
@@ -193,6 +194,17 @@ def make_sampler(config: ExperimentConfig, parts: Parts, store: SnapshotStore) -
         seed=config.seed,
         read_snapshot=store.read_policy,
         num_devices=config.sampler.devices,
+    )
+
+
+def make_admission(parts: Parts) -> Admission:
+    """What the groups of the samplers of these parts must be."""
+    return Admission(
+        group_size=parts.engine.group_size,
+        vocab_size=parts.model.vocab_size,
+        max_prompt_tokens=parts.engine.max_prompt_tokens,
+        max_response_tokens=parts.engine.max_response_tokens,
+        has_logp=parts.engine.record_logp,
     )
 
 

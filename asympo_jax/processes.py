@@ -6,11 +6,14 @@ import pathlib
 import sys
 
 from asympo_jax.config import from_plain, read_json, resolve
+from asympo_jax.progress import say
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.evaluations import EvaluatorProcess
-from asympo_jax.runtime.local import LocalSamplers
+from asympo_jax.runtime.leases import Holder
+from asympo_jax.runtime.local import LocalProcess
 from asympo_jax.runtime.snapshots import SnapshotStore
+from asympo_jax.runtime.supervisor import Supervisor
 from asympo_jax.settings import ExperimentConfig
 
 
@@ -32,14 +35,18 @@ class Launcher:
     run_id: str
     cores: list[int]
 
-    def start_samplers(self, broker: Broker) -> LocalSamplers:
-        """The samplers, which lease from the broker."""
+    def start_samplers(self, broker: Broker, max_frame_bytes: int) -> Supervisor:
+        """The samplers, which lease from the broker; a submission has a bound."""
         sampler = self.config.sampler
         environment = placement.role_environment(
             sampler.platform, sampler.visible_devices, sampler.devices
         )
         command = self._command("asympo_jax.sample")
-        return LocalSamplers(broker, command, environment, sampler.count)
+
+        def start(holder: Holder) -> LocalProcess:
+            return LocalProcess(holder, broker, command, environment, max_frame_bytes)
+
+        return Supervisor(broker, start, sampler.count, self.config.max_restarts, say)
 
     def start_evaluator(self) -> EvaluatorProcess:
         """The process that evaluates snapshots."""

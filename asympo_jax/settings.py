@@ -51,6 +51,9 @@ class ExperimentConfig:
         runtime_name: `local` or `sync`.
         stall_s: seconds that the learner waits for a group, or for an update to be published,
             before it gives up.
+        lease_s: seconds that a sampler may have a lease, the compilation of its programs included,
+            before it is killed and the lease given out again; half of `stall_s` unless it is set.
+        max_restarts: times that each sampler is started again in an attempt at the run.
         snapshot_dir: where snapshots are put; None for the RAM disk.
         compilation_cache: where compiled programs are kept; None for `$ASYMPO_CACHE/xla`, else
             `~/.cache/asympo_jax/xla`; empty for nowhere.
@@ -81,13 +84,22 @@ class ExperimentConfig:
     log: LogConfig
     runtime_name: str
     stall_s: float
+    lease_s: float
+    max_restarts: int
     snapshot_dir: str | None
     compilation_cache: str | None
     source: Mapping[str, Any]
 
     def __post_init__(self):
-        """Refuses a wait that no clock can count."""
+        """Refuses waits that no clock can count, or that leave no time for a second attempt."""
         if not 0 < self.stall_s <= _MAX_STALL_S:
             raise ValueError(
                 f"runtime.stall_s={self.stall_s}: must be positive and at most {_MAX_STALL_S:.0f}"
             )
+        if not 0 < self.lease_s < self.stall_s:
+            raise ValueError(
+                f"runtime.lease_s={self.lease_s}: must be positive and below "
+                f"runtime.stall_s={self.stall_s}, which ends the run"
+            )
+        if self.max_restarts < 0:
+            raise ValueError(f"runtime.max_restarts={self.max_restarts}: must be at least 0")

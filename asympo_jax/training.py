@@ -21,6 +21,7 @@ from asympo_jax.loops import cadence_of, make_learner
 from asympo_jax.processes import Launcher
 from asympo_jax.progress import Progress, say, say_left_out
 from asympo_jax.runtime import placement
+from asympo_jax.runtime.admission import Admission
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.checkpoint import Checkpointer, CheckpointRefused
 from asympo_jax.runtime.compilation import Compilations, keep_compiled
@@ -30,7 +31,7 @@ from asympo_jax.runtime.evaluations import (
     EvaluationsHere,
     EvaluatorEnded,
 )
-from asympo_jax.runtime.leases import Closed, Stalled
+from asympo_jax.runtime.leases import Closed, Refused, Stalled
 from asympo_jax.runtime.metrics import MetricsRefused, MetricsWriter, read_metrics
 from asympo_jax.runtime.publisher import NonFinite, Publisher
 from asympo_jax.runtime.snapshots import (
@@ -47,6 +48,7 @@ _ACCURACIES = ("eval/accuracy", "eval/accuracy_greedy")
 # What ends a run; anything else is a fault of this program, and its traceback says where.
 _CAUSES = (
     Closed,
+    Refused,
     Stalled,
     EvaluatorEnded,
     RewardError,
@@ -150,6 +152,11 @@ class _Run:
     store: SnapshotStore
     run_id: str
 
+    @property
+    def admission(self) -> Admission:
+        """What the groups of the run must be."""
+        return experiment.make_admission(self.parts)
+
     def train(self, all_cores: list[int]) -> dict[str, Any]:
         """Starts the roles, runs the learner, stops the roles; returns what it came to."""
         config, compilations = self.config, Compilations()
@@ -157,7 +164,14 @@ class _Run:
         with contextlib.ExitStack() as stack:
             checkpointer = Checkpointer(self.workdir, config.checkpoint.keep)
             stack.callback(checkpointer.close)
-            broker = Broker(config.pacing, config.queue_capacity, checkpointer.ledger())
+            broker = Broker(
+                config.pacing,
+                config.queue_capacity,
+                checkpointer.ledger(),
+                run_id=self.run_id,
+                admission=self.admission,
+                lease_s=config.lease_s,
+            )
             evaluations = self._start_processes(stack, broker, all_cores)
             stack.callback(broker.close)
             state = self._first_state(checkpointer, broker)
@@ -199,7 +213,9 @@ class _Run:
         _, shared = placement.split_cores(all_cores)
         launcher = Launcher(config, self.workdir, self.store, self.run_id, shared)
         if config.runtime_name != "sync":
-            stack.callback(launcher.start_samplers(broker).stop, _STOP_TIMEOUT_S)
+            max_bytes = self.admission.max_frame_bytes(config.pacing.prompts_per_lease)
+            samplers = launcher.start_samplers(broker, max_bytes)
+            stack.callback(samplers.stop, _STOP_TIMEOUT_S)
         if not config.eval.process:
             return EvaluationsHere(experiment.make_evaluate(config, self.parts))
         evaluator = launcher.start_evaluator()

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import signal
+import struct
 import sys
 import time
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from asympo_jax.objectives import Objective
+from asympo_jax.runtime import local, snapshots
+from asympo_jax.sampling import engine
 from asympo_jax.tasks import Task
 from asympo_jax.tasks.arithmetic import Arithmetic
 
@@ -67,6 +70,71 @@ class KillsSampler(Digits):
         if in_sampler():
             os.kill(os.getpid(), signal.SIGKILL)
         return super().reward(prompt, text)
+
+
+class DiesInTurn(Digits):
+    """Kills its sampler at the moments of $DIES_AT, one after the other, each once.
+
+    It leaves a file in $DIED_AT for each. What it hooks into are the sampler's own stages.
+    """
+
+    def __init__(self):
+        super().__init__()
+        moments = os.environ["DIES_AT"].split() if in_sampler() else []
+        self._died_at = pathlib.Path(os.environ["DIED_AT"])
+        self._calls = 0
+        left = [moment for moment in moments if not (self._died_at / moment).exists()]
+        if left:
+            self._moment = left[0]
+            getattr(self, f"_dies_{self._moment}")()
+
+    def _dies_idle(self):
+        """Once all of an update is handed in; at lag 0 there is no lease until it is trained on."""
+
+        def submit(client, *args):
+            submit_really(client, *args)
+            self._die_at_call(2)
+
+        submit_really, local.LocalClient.submit = local.LocalClient.submit, submit
+
+    def _dies_rollout(self):
+        """Between two segments of the second lease."""
+
+        def collect(device, lanes):
+            self._die_at_call(2)
+            return collect_really(device, lanes)
+
+        collect_really, engine._Device._collect = engine._Device._collect, collect
+
+    def _dies_reading(self):
+        """With the second snapshot read and not yet checked."""
+
+        def checksum(flat):
+            self._die_at_call(2)
+            return checksum_really(flat)
+
+        checksum_really, snapshots._checksum = snapshots._checksum, checksum
+
+    def _dies_submitting(self):
+        """With half of the second submission sent."""
+
+        def send_bytes(connection, frame):
+            if len(frame) > 200:  # a submission
+                self._die_at_call(2, lambda: self._send_half(connection, frame))
+            send_really(connection, frame)
+
+        send_really = local.Connection.send_bytes
+        local.Connection.send_bytes = send_bytes
+
+    def _send_half(self, connection, frame):
+        os.write(connection.fileno(), struct.pack("!i", len(frame)) + frame[: len(frame) // 2])
+
+    def _die_at_call(self, number, last_act=lambda: None):
+        self._calls += 1
+        if self._calls == number:
+            (self._died_at / self._moment).touch()
+            last_act()
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class WithoutDemonstrations(Digits):

@@ -68,6 +68,7 @@ class Simulation:
         self.broker.open(0)
         self.random = random.Random(seed)
         self.working: list[Lease | None] = [None] * num_samplers
+        self.starts = [0] * num_samplers
         self.version = self.published = 0
         self.lags: list[int] = []
         self.trained: list[int] = []
@@ -102,12 +103,13 @@ class Simulation:
         return moves
 
     def lease(self, i: int) -> None:
-        self.working[i] = self.broker.lease()
+        self.working[i] = self.broker.lease((i, self.starts[i]))
 
     def finish(self, i: int, lease: Lease, loss_share: float) -> None:
         self.working[i] = None
         if self.random.random() < loss_share:
-            self.broker.abandon(lease)
+            self.broker.leave((i, self.starts[i]))
+            self.starts[i] += 1
             self.lost += 1
         else:
             self.broker.submit(lease, groups_of(self.pace, lease), busy_s=1.0)
@@ -278,7 +280,7 @@ def test_the_time_until_a_version_is_there_is_not_the_samplers():
     clock.set_once_asked(8.0)
     broker.publish(1)
     clock.set_once_asked(12.0)  # beyond 10, but not 10 after the version came
-    broker.abandon(broker.lease())
+    broker.leave((0, 0))  # wakes it, and nothing else
     clock.set_once_asked(12.0)
     broker.close()
     thread.join(PATIENCE_S)

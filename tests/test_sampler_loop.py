@@ -1,16 +1,12 @@
-"""A sampler's two stages, and the two pipes on which they reach the broker."""
+"""A sampler's two stages."""
 
-import sys
 import threading
 import types
 
 import pytest
 
-from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.leases import Closed, Lease
-from asympo_jax.runtime.local import LocalSamplers
 from asympo_jax.runtime.sampler import SamplerLoop
-from asympo_jax.runtime.tickets import Pacing
 
 PATIENCE_S = 60.0
 
@@ -111,33 +107,3 @@ def test_grading_that_breaks_is_told_although_the_loop_waits_for_a_lease():
     with pytest.raises(RuntimeError, match="fell over"):
         stages.loop().run(stages.close)
     assert stages.cause == "RuntimeError: the grader fell over"
-
-
-HOLDS_TWO_LEASES = """
-import sys
-from asympo_jax.runtime.local import LocalClient
-fds = {a.split("=")[0]: a.split("=")[1] for a in sys.argv[1:]}
-client = LocalClient(int(fds["--fd"]), int(fds["--submit_fd"]))
-client.lease(), client.lease()
-CAUSE
-"""
-
-
-@pytest.mark.parametrize(
-    ("last_words", "cause"),
-    [
-        ("sys.exit(7)", "sampler 0 ended with exit code 7"),
-        ("client.fail('it says why'); sys.exit(7)", "sampler 0: it says why"),
-    ],
-)
-def test_both_leases_of_a_sampler_that_is_gone_wait_again(last_words, cause):
-    broker = Broker(Pacing("completion", 2, 6, 4, 2), capacity=8)
-    broker.open(0)
-    program = HOLDS_TWO_LEASES.replace("CAUSE", last_words)
-    environment = {"PYTHONPATH": ":".join(sys.path), "JAX_PLATFORMS": "cpu"}
-    samplers = LocalSamplers(broker, [sys.executable, "-c", program], environment, 1)
-    with pytest.raises(Closed, match=cause):
-        broker.next_batch(PATIENCE_S)
-    samplers.stop(PATIENCE_S)
-    metrics = broker.metrics()
-    assert (metrics["tickets/leased"], metrics["tickets/reissued"]) == (0, 4)

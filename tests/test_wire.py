@@ -40,7 +40,7 @@ def test_without_behaviour_log_probs_none_are_on_the_wire():
 
 
 def test_leases_come_back_as_they_were_sent():
-    lease = Lease(number=3, attempt=1, version=9)
+    lease = Lease(number=3, attempt=1, version=9, run_id="run-1")
     frame = wire.encode({"type": "lease", "lease": wire.lease_fields(lease)})
     assert wire.lease_from(wire.decode(frame)["lease"]) == lease
 
@@ -73,5 +73,7 @@ def test_a_group_with_a_wrong_field_is_refused_by_its_name(name):
 
 
 def test_a_lease_with_a_wrong_field_is_refused():
-    with pytest.raises(wire.BadFrame, match="version"):
-        wire.lease_from({"number": 1, "attempt": 0, "version": "newest"})
+    lease = {"number": 1, "attempt": 0, "version": 2, "run_id": "run-1"}
+    for name, value in [("version", "newest"), ("number", -1), ("attempt", True), ("run_id", 7)]:
+        with pytest.raises(wire.BadFrame, match=name):
+            wire.lease_from({**lease, name: value})

@@ -1,8 +1,9 @@
 """The broker: hands out leases, keeps the bounded queue of finished groups, forms batches.
 
 Plain Python behind one lock; it knows nothing of processes or transports. Samplers call `lease` and
-`submit`, the learner `next_batch`, `complete` and `publish`. `lease` and `next_batch` block until
-they can be answered, or raise `Closed` with the cause that ended the run; nothing polls.
+`submit`, the learner `next_batch`, `complete` and `publish`, who watches over samplers `leave` and
+`take_back_overdue`. What cannot be answered yet blocks until it can, or raises `Closed` with the
+cause that ended the run; nothing polls.
 
 Two counts say how far the run is: updates that are complete, of which the ledger knows, and the
 newest version published, which samplers may use; it follows when the device is done.
@@ -15,14 +16,32 @@ be trained in time.
 """
 
 import collections
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from typing import get_args
 
-from asympo_jax.runtime.leases import Closed, Lease, Refused, SamplingTotals, Stalled
+from asympo_jax.runtime.admission import Admission
+from asympo_jax.runtime.formation import is_lease_in_time, select_batch
+from asympo_jax.runtime.leases import (
+    Closed,
+    Gone,
+    Holder,
+    Lease,
+    Out,
+    Refusal,
+    Refused,
+    SamplingTotals,
+    Stalled,
+)
 from asympo_jax.runtime.ledger import Ledger, Outcome, TicketState
+from asympo_jax.runtime.outstanding import Outstanding
 from asympo_jax.runtime.tickets import Pacing
 from asympo_jax.types import Group
+
+_COUNTS = ("samplers/restarts", "samplers/lost", "leases/expired")
+_COUNTS += tuple(f"refused/{reason}" for reason in get_args(Refusal))
 
 
 class Broker:
@@ -33,6 +52,9 @@ class Broker:
         capacity: bound of the queue.
         ledger: of an earlier run that this one carries on, or a new one.
         clock: monotonic seconds.
+        run_id: of this attempt at the run; what is handed in for another is refused.
+        admission: what groups must be; None lets in all that have the right tickets and version.
+        lease_s: seconds until a lease is overdue.
     """
 
     def __init__(
@@ -41,6 +63,10 @@ class Broker:
         capacity: int,
         ledger: Ledger | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        run_id: str = "",
+        admission: Admission | None = None,
+        lease_s: float = math.inf,
     ):
         """An open broker without any version yet."""
         self._pacing = pacing
@@ -53,12 +79,10 @@ class Broker:
         self._version: int | None = None  # newest published, at most `_updates`
         self._queue: dict[int, Group] = {}
         self._batch: list[Group] = []
-        self._leases: dict[int, Lease] = {}
-        self._attempts: collections.Counter[int] = collections.Counter()
+        self._out = Outstanding(pacing, self._ledger, run_id, lease_s, admission)
+        self._gone: set[Holder | None] = set()
+        self._counts = collections.Counter(dict.fromkeys(_COUNTS, 0))
         self._sampled = SamplingTotals()
-        size = pacing.prompts_per_lease
-        # Leases whose tickets are issued but waiting: from an earlier run, or of a lost sampler.
-        self._waiting = sorted({ticket // size for ticket in self._ledger.live})
 
     def open(self, version: int) -> None:
         """The first snapshot is there: sampling may begin."""
@@ -66,30 +90,20 @@ class Broker:
             self._updates = self._version = version
             self._changed.notify_all()
 
-    def lease(self) -> Lease:
+    def lease(self, holder: Holder | None = None) -> Lease:
         """The next tickets to work; blocks until pacing allows it.
+
+        Args:
+            holder: names the sampler to `leave`; one that is started again has another name.
 
         Raises:
             Closed: the run has ended.
+            Gone: the holder has left.
         """
         with self._changed:
-            version = self._wait_for_lease()
-            if self._waiting:
-                number = self._waiting.pop(0)
-                tickets = [
-                    t for t in self._pacing.tickets_of_lease(number) if t in self._ledger.live
-                ]
-            else:
-                number = self._ledger.issued // self._pacing.prompts_per_lease
-                tickets = list(self._pacing.tickets_of_lease(number))
-                self._ledger.issue(tickets)
-            if self._pacing.order == "ticket":
-                version = self._pacing.version_for(tickets[0])
-            self._ledger.lease(tickets, version)
-            lease = Lease(number, self._attempts[number], version)
-            self._attempts[number] += 1
-            self._leases[number] = lease
-            return lease
+            version = self._wait_for_lease(holder)
+            self._changed.notify_all()  # there is a new deadline
+            return self._out.give(version, holder, self._clock())
 
     def submit(self, lease: Lease, groups: Sequence[Group], busy_s: float) -> None:
         """Puts a lease's groups into the room that was reserved for them; never blocks.
@@ -101,39 +115,49 @@ class Broker:
 
         Raises:
             Closed: the run has ended.
-            Refused: the lease is not out, or the groups are not those of its tickets and version.
+            Refused: the lease is not out, or the groups are not those of its tickets and version,
+                or not of this run's kind. It is counted.
         """
-        tickets = [group.ticket for group in groups]
         with self._changed:
             self.raise_if_closed()
-            if self._leases.get(lease.number) != lease:
-                raise Refused(f"{lease} is not out")
-            if tickets != list(self._pacing.tickets_of_lease(lease.number)):
-                raise Refused(f"{lease} does not have the tickets {tickets}")
-            if any(group.version != lease.version for group in groups):
-                raise Refused(f"{lease} has groups of another version")
+            try:
+                self._out.check(lease, groups)
+            except Refused as refused:
+                self._counts[f"refused/{refused.reason}"] += 1
+                raise
             for group in groups:
                 if group.ticket in self._ledger.live:  # else trained before the run was resumed
                     self._ledger.finish(group.ticket)
                     self._queue[group.ticket] = group
             assert len(self._queue) <= self._capacity
-            del self._leases[lease.number]
+            self._out.finish(lease)
             self._sampled = self._sampled.plus(groups, busy_s)
             self._changed.notify_all()
 
-    def abandon(self, lease: Lease) -> None:
-        """Takes a lease back from a sampler that is gone; its tickets wait again."""
+    def leave(self, holder: Holder) -> None:
+        """A sampler is gone: the tickets of its leases wait again, its blocked `lease` ends."""
         with self._changed:
-            if self._leases.get(lease.number) != lease:
-                return
-            del self._leases[lease.number]
-            tickets = self._pacing.tickets_of_lease(lease.number)
-            live = self._ledger.live
-            self._ledger.reissue(
-                t for t in tickets if t in live and live[t].state is TicketState.LEASED
-            )
-            self._waiting = sorted([*self._waiting, lease.number])
+            self._gone.add(holder)
+            self._out.take_back_all(holder)
             self._changed.notify_all()
+
+    def take_back_overdue(self) -> list[Out]:
+        """Waits until leases are beyond their deadlines; their tickets wait again.
+
+        Raises:
+            Closed: the run has ended.
+        """
+        with self._changed:
+            while not (overdue := self._out.overdue(now := self._clock())):
+                self.raise_if_closed()
+                # A lease that is given out meanwhile wakes this, too.
+                self._changed.wait(self._out.seconds_left(now))
+            self.raise_if_closed()
+            for out in overdue:
+                self._out.take_back(out.lease)
+                self._counts["leases/expired"] += 1
+            self._changed.notify_all()
+            return overdue
 
     def next_batch(self, timeout_s: float) -> list[Group]:
         """The groups of the next update, in order of their tickets; blocks until they are there.
@@ -146,7 +170,8 @@ class Broker:
             deadline, before, batch = 0.0, None, self._select()
             while self._closed is None and batch is None:
                 # Samplers may wait for a version, so they have the whole time once it is there.
-                now = (len(self._queue), self._version)
+                # So has one that takes over from another; how often that can be is bounded.
+                now = (len(self._queue), self._version, self._ledger.reissued)
                 if now != before:
                     deadline, before = self._clock() + timeout_s, now
                 in_time = self._changed.wait(deadline - self._clock())
@@ -216,8 +241,14 @@ class Broker:
         with self._changed:
             return self._ledger.to_json()
 
+    def count(self, name: str) -> None:
+        """Counts something that happened at the door or to a sampler, for `metrics`."""
+        with self._changed:
+            assert name in _COUNTS
+            self._counts[name] += 1
+
     def metrics(self) -> dict[str, float]:
-        """`tickets/*` and `queue/depth`."""
+        """`tickets/*`, `queue/depth`, and what was counted."""
         with self._changed:
             return {
                 "queue/depth": len(self._queue),
@@ -225,6 +256,7 @@ class Broker:
                 "tickets/leased": self._ledger.num_in(TicketState.LEASED),
                 "tickets/reissued": self._ledger.reissued,
                 **{f"tickets/{one.value}": self._ledger.outcomes[one] for one in Outcome},
+                **self._counts,
             }
 
     def sampling_totals(self) -> SamplingTotals:
@@ -232,62 +264,29 @@ class Broker:
         with self._changed:
             return self._sampled
 
-    def _wait_for_lease(self) -> int:
+    def _wait_for_lease(self, holder: Holder | None) -> int:
         """The newest version once a lease may start; the learner's `next_batch` has a deadline."""
-        self._changed.wait_for(lambda: self._closed or self._may_lease())
+        self._changed.wait_for(lambda: self._closed or holder in self._gone or self._may_lease())
         self.raise_if_closed()
+        if holder in self._gone:
+            raise Gone(holder)
         assert self._version is not None
         return self._version
 
     def _may_lease(self) -> bool:
         """Whether another lease can start within the bounds on lag and queue."""
-        if self._version is None:
+        number, pacing = self._out.next_number, self._pacing
+        if self._version is None or number is None:
             return False
-        pacing, size = self._pacing, self._pacing.prompts_per_lease
-        if not self._waiting and self._ledger.issued >= pacing.num_tickets:
+        if len(self._queue) + (len(self._out) + 1) * pacing.prompts_per_lease > self._capacity:
             return False
-        if len(self._queue) + (len(self._leases) + 1) * size > self._capacity:
-            return False
-        number = self._waiting[0] if self._waiting else self._ledger.issued // size
-        if pacing.order == "ticket":
-            return pacing.version_for(number * size) <= self._version
-        # The updates up to version + lag can train this many, the batch at work included.
-        room = (self._version + pacing.lag + 1 - self._updates) * pacing.prompts_per_update
-        return bool(self._waiting) or len(self._ledger.live) + size <= room
+        return is_lease_in_time(
+            pacing, self._ledger, number, self._out.is_next_live, self._version, self._updates
+        )
 
     def _select(self) -> list[Group] | None:
         """The next batch, or None while it is not there."""
-        pacing, update = self._pacing, self._updates
-        if pacing.order == "ticket":
-            start = update * pacing.prompts_per_update
-            slot = range(start, start + pacing.prompts_per_update)
-            if all(ticket in self._queue for ticket in slot):
-                return [self._queue[ticket] for ticket in slot]
-            return None
-        chosen = sorted(self._queue, key=self._due_order)[: pacing.prompts_per_update]
-        if len(chosen) < pacing.prompts_per_update or not self._rest_in_time(set(chosen), update):
-            return None
-        return [self._queue[ticket] for ticket in sorted(chosen)]
-
-    def _due_order(self, ticket: int) -> tuple[int, int]:
-        """Sorts live tickets by the update at which they are due."""
-        version = self._ledger.live[ticket].version
-        assert version is not None
-        return version, ticket
-
-    def _rest_in_time(self, chosen: set[int], update: int) -> bool:
-        """Whether every other live ticket can still be trained by the update at which it is due."""
-        pacing = self._pacing
-        others = (live for ticket, live in self._ledger.live.items() if ticket not in chosen)
-        due = collections.Counter(
-            live.version + pacing.lag - update for live in others if live.version is not None
-        )
-        total = 0
-        for updates_left, count in sorted(due.items()):
-            total += count
-            if total > updates_left * pacing.prompts_per_update:
-                return False
-        return True
+        return select_batch(self._pacing, self._ledger, self._queue, self._updates)
 
     def _describe_stall(self, timeout_s: float) -> str:
         """One sentence on what the learner waited for."""
@@ -295,5 +294,5 @@ class Broker:
         return (
             f"update {self._updates} waited {timeout_s:.0f} s without a new group: "
             f"{len(self._queue)} groups in the queue, leases out: "
-            f"{sorted(self._leases) or 'none'}{pending} (runtime.stall_s bounds this wait)"
+            f"{self._out.numbers or 'none'}{pending} (runtime.stall_s bounds this wait)"
         )

@@ -3,8 +3,12 @@
 import collections
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 from asympo_jax.types import GradingFailure, Group
+
+# The name of a sampler at the broker: its index, and how often that was started before.
+Holder = tuple[int, int]
 
 
 class Closed(Exception):
@@ -16,8 +20,25 @@ class Closed(Exception):
         self.cause = cause
 
 
+# Why something is not let in. frame: no message; shape: an array of a wrong type or shape; length:
+# no tokens, or too many; vocabulary: ids that no token has; value: a number that means nothing;
+# tickets, version: not those of the lease; run: another's; duplicate: the lease is no longer out.
+Refusal = Literal[
+    "frame", "shape", "length", "vocabulary", "value", "tickets", "version", "run", "duplicate"
+]
+
+
 class Refused(Exception):
-    """Groups that do not belong to the lease they are handed in for."""
+    """What was handed in and is not let in. `reason` is the kind by which it is counted."""
+
+    def __init__(self, words: str, reason: Refusal):
+        """Carries the reason."""
+        super().__init__(words)
+        self.reason: Refusal = reason
+
+
+class Gone(Exception):
+    """The sampler that asks has left."""
 
 
 class Stalled(Exception):
@@ -32,11 +53,28 @@ class Lease:
         number: which tickets, `Pacing.tickets_of_lease(number)`.
         attempt: counts the leases of these tickets, from 0.
         version: snapshot to sample with.
+        run_id: of the attempt at a run that gave it out.
     """
 
     number: int
     attempt: int
     version: int
+    run_id: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Out:
+    """A lease that is out.
+
+    Attributes:
+        lease: as it was given out.
+        holder: the sampler that has it; None for one in the learner's process.
+        deadline: monotonic seconds until which it is to be handed in.
+    """
+
+    lease: Lease
+    holder: Holder | None
+    deadline: float
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,138 +1,132 @@
 """Samplers as processes on this machine, each on two private pairs of pipes: nothing listens.
 
 The learner's process keeps the broker. For each sampler it starts a program, hands it one end of
-two socket pairs as inherited file descriptors, and serves the other ends in a thread each.
+two socket pairs as inherited file descriptors, and serves the other ends in a thread each. A
+program that hands in what must not come in is killed.
 """
 
 import contextlib
 import os
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from asympo_jax.runtime import wire
 from asympo_jax.runtime.broker import Broker
-from asympo_jax.runtime.leases import Closed, Lease, Refused
+from asympo_jax.runtime.leases import Closed, Gone, Holder, Lease, Refused
 from asympo_jax.types import Group
 
 # Between the end of a pipe and the end of its process.
 _EXIT_TIMEOUT_S = 10.0
+_MAX_CAUSE = 2000  # characters
+_MAX_SMALL_BYTES = 2**16  # of a frame without groups
 
 
-class LocalSamplers:
-    """Sampler processes, served from threads of this one.
-
-    Args:
-        broker: what they lease from.
-        command: program and arguments; `--index=I`, `--fd=N` and `--submit_fd=M` follow.
-        environment: environment of the programs.
-        count: number of processes.
-    """
-
-    def __init__(
-        self, broker: Broker, command: Sequence[str], environment: dict[str, str], count: int
-    ):
-        """Starts the programs."""
-        self._sessions = [
-            _Session(index, broker, [*command, f"--index={index}"], environment)
-            for index in range(count)
-        ]
-
-    def stop(self, timeout_s: float) -> None:
-        """Waits for the processes after the broker was closed; kills those that are too slow.
-
-        Args:
-            timeout_s: for all of them together.
-        """
-        deadline = time.monotonic() + timeout_s
-        for session in self._sessions:
-            session.stop(deadline)
-
-
-class _Session:
-    """One sampler process and the threads that serve it; the first failure ends the run.
+class LocalProcess:
+    """One process of a sampler and the threads that serve it: see `supervisor.SamplerProcess`.
 
     A lease may be long in coming and a submission must not wait for it, so each has a pipe and a
     thread of its own.
+
+    Args:
+        holder: its name at the broker.
+        broker: what it leases from.
+        command: program and arguments; `--index=I`, `--fd=N` and `--submit_fd=M` follow.
+        environment: environment of the program.
+        max_frame_bytes: of a submission; a process that sends more is killed.
     """
 
-    def __init__(self, index: int, broker: Broker, command: list[str], environment: dict[str, str]):
-        self._index = index
+    def __init__(
+        self,
+        holder: Holder,
+        broker: Broker,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        max_frame_bytes: int,
+    ):
+        """Starts the program."""
+        self.holder = holder
+        self.handed_in = False
         self._broker = broker
-        self._leases: dict[int, Lease] = {}  # what the sampler has to work on, by number
+        self._why_killed: str | None = None
+        self._ended = threading.Event()
         (leases, leases_end), (submissions, submissions_end) = Pipe(), Pipe()
         with leases_end, submissions_end:
             fds = [leases_end.fileno(), submissions_end.fileno()]
             self._process = subprocess.Popen(
-                [*command, f"--fd={fds[0]}", f"--submit_fd={fds[1]}"],
-                env=environment,
+                [*command, f"--index={holder[0]}", f"--fd={fds[0]}", f"--submit_fd={fds[1]}"],
+                env=dict(environment),
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 process_group=0,  # Ctrl-C reaches the learner alone, which closes the pipes
             )
-        self._threads = [
-            _started(f"leases-{index}", self._serve, leases, False),
-            _started(f"submissions-{index}", self._serve, submissions, True),
-        ]
-        self._last_thread = _started(f"sampler-{index}", self._abandon)
+        name = f"{holder[0]}-{holder[1]}"
+        self._leasing = _started(f"leases-{name}", self._serve, leases, _MAX_SMALL_BYTES)
+        self._submitting = _started(
+            f"submissions-{name}", self._serve, submissions, max_frame_bytes
+        )
 
-    def stop(self, deadline: float) -> None:
-        """Waits for the process until the deadline, then kills it."""
+    def kill(self, why: str) -> None:
+        """Ends the process at once, also one that is stopped."""
+        self._why_killed = self._why_killed or why
+        self._process.kill()
+
+    def wait(self) -> str:
+        """Waits until the process has ended and gives its leases back; how it ended, in words."""
+        self._ended.wait()
         try:
-            self._process.wait(max(0.0, deadline - time.monotonic()))
+            # An end of the run is what `stop` has a deadline for.
+            code = self._process.wait(None if self._broker.closed else _EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._last_thread.join(max(1.0, deadline - time.monotonic()))
+            self.kill("its pipe closed and it went on")
+            code = self._process.wait()
+        # What it sent before it ended still counts. A child of it that keeps a pipe open does not.
+        self._submitting.join(_EXIT_TIMEOUT_S)
+        self._broker.leave(self.holder)
+        self._leasing.join(_EXIT_TIMEOUT_S)
+        words = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return words if self._why_killed is None else f"{words} ({self._why_killed})"
 
-    def _abandon(self) -> None:
-        """Gives back what the sampler had when both pipes are at their end."""
-        for thread in self._threads:
-            thread.join()
-        for lease in self._leases.values():
-            self._broker.abandon(lease)
-
-    def _serve(self, connection: Connection, tells_end: bool) -> None:
+    def _serve(self, connection: Connection, max_bytes: int) -> None:
         """Answers on one pipe until either side ends."""
         try:
             with connection:
                 while True:
-                    self._answer(connection, wire.decode(connection.recv_bytes()))
-        except (EOFError, OSError):
-            # Told by the thread whose pipe also carries the sampler's own words on its end.
-            if tells_end and self._broker.closed is None:
-                self._broker.close(
-                    f"sampler {self._index} ended with {self._exit_words()}; what it printed above "
-                    "may say why"
-                )
-        except Closed:
+                    self._answer(connection, wire.decode(_received(connection, max_bytes)))
+        except wire.BadFrame as refused:
+            self._broker.count(f"refused/{refused.reason}")
+            self.kill(str(refused))
+        except Refused as refused:  # counted by the broker
+            self.kill(str(refused))
+        except (EOFError, OSError, Gone, Closed):
             pass
-        except (wire.BadFrame, Refused) as refused:
-            self._broker.close(f"sampler {self._index}: {refused}")
         except Exception as error:
             # Not the sampler's fault; the thread's own traceback says where.
-            self._broker.close(f"serving sampler {self._index}: {type(error).__name__}: {error}")
+            self._broker.close(f"serving sampler {self.holder[0]}: {type(error).__name__}: {error}")
             raise
+        finally:
+            self._ended.set()
 
     def _answer(self, connection: Connection, message: dict) -> None:
         """Does what a message asks, and answers it."""
         try:
             if message["type"] == "lease":
-                lease = self._broker.lease()
-                # Held before it is sent: a sampler that dies meanwhile must not take it along.
-                self._leases[lease.number] = lease
+                lease = self._broker.lease(self.holder)
                 answer = {"type": "lease", "lease": wire.lease_fields(lease)}
             elif message["type"] == "submit":
                 groups = wire.groups_from(message.get("groups"))
                 lease = wire.lease_from(message.get("lease"))
                 self._broker.submit(lease, groups, wire.seconds_from(message.get("busy_s")))
-                self._leases.pop(lease.number, None)
+                self.handed_in = True
                 answer = {"type": "accepted"}
             elif message["type"] == "failed":
-                raise wire.BadFrame(str(message.get("cause"))[:2000])
+                # What it says it would find again; but not one that was to end anyway.
+                if self._why_killed is None:
+                    cause = str(message.get("cause"))[:_MAX_CAUSE]
+                    self._broker.close(f"sampler {self.holder[0]}: {cause}")
+                return
             else:
                 raise wire.BadFrame(f"unknown message {message['type']!r:.80}")
         except Closed as closed:
@@ -140,13 +134,20 @@ class _Session:
             raise
         connection.send_bytes(wire.encode(answer))
 
-    def _exit_words(self) -> str:
-        """How the process ended, in words."""
-        try:
-            code = self._process.wait(_EXIT_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            return "its pipe closed and the process alive"
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+def _received(connection: Connection, max_bytes: int) -> bytes:
+    """The next frame.
+
+    Raises:
+        BadFrame: it is too long, or cut short.
+        EOFError: the other end is closed.
+    """
+    try:
+        return connection.recv_bytes(max_bytes)
+    except OSError as error:
+        if error.errno is not None:  # a call of the system failed
+            raise
+        raise wire.BadFrame(f"a frame is cut short or has more than {max_bytes} bytes") from error
 
 
 def _started(name: str, target: Callable[..., None], *args: Any) -> threading.Thread:
@@ -186,7 +187,8 @@ class LocalClient:
     def fail(self, cause: str) -> None:
         """Tells the learner why this sampler ends; nobody if it is gone."""
         with self._submitting, contextlib.suppress(OSError):
-            self._submissions.send_bytes(wire.encode({"type": "failed", "cause": cause}))
+            message = {"type": "failed", "cause": cause[:_MAX_CAUSE]}
+            self._submissions.send_bytes(wire.encode(message))
 
 
 def _call(connection: Connection, message: dict, expected: str) -> dict:
@@ -197,7 +199,7 @@ def _call(connection: Connection, message: dict, expected: str) -> dict:
     """
     try:
         connection.send_bytes(wire.encode(message))
-        answer = wire.decode(connection.recv_bytes())
+        answer = wire.decode(_received(connection, _MAX_SMALL_BYTES))
     except (EOFError, OSError) as error:
         raise Closed("the learner is gone") from error
     if answer["type"] == "closed":

@@ -11,7 +11,7 @@ from typing import Any
 import flax.serialization
 import numpy as np
 
-from asympo_jax.runtime.leases import Lease
+from asympo_jax.runtime.leases import Lease, Refusal, Refused
 from asympo_jax.types import GradingFailure, Group
 
 _GROUP_ARRAYS = {
@@ -23,8 +23,12 @@ _GROUP_ARRAYS = {
 }
 
 
-class BadFrame(Exception):
+class BadFrame(Refused):
     """A frame that is not what its sender should have sent."""
+
+    def __init__(self, words: str, reason: Refusal = "frame"):
+        """Carries the reason."""
+        super().__init__(words, reason)
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -40,14 +44,14 @@ def decode(frame: bytes) -> dict[str, Any]:
     """
     try:
         message = flax.serialization.msgpack_restore(frame)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         raise BadFrame(f"a frame of {len(frame)} bytes cannot be read ({error})") from error
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
         raise BadFrame(f"a frame of {len(frame)} bytes is no message")
     return message
 
 
-def lease_fields(lease: Lease) -> dict[str, int]:
+def lease_fields(lease: Lease) -> dict[str, Any]:
     """A lease as plain data."""
     return dataclasses.asdict(lease)
 
@@ -56,12 +60,14 @@ def lease_from(data: Any) -> Lease:
     """The lease in plain data.
 
     Raises:
-        BadFrame: a field is missing or is no integer.
+        BadFrame: a field is missing, or is no integer from 0 on or, the run's, no text.
     """
-    names = [field.name for field in dataclasses.fields(Lease)]
-    if not isinstance(data, dict) or any(not isinstance(data.get(n), int) for n in names):
-        raise BadFrame(f"a lease must have the integers {names}, got {data!r:.200}")
-    return Lease(**{name: data[name] for name in names})
+    names = ["number", "attempt", "version"]
+    if not isinstance(data, dict) or not all(_is_count(data.get(name)) for name in names):
+        raise BadFrame(f"a lease must have the integers {names} from 0 on, got {data!r:.200}")
+    if not isinstance(data.get("run_id"), str):
+        raise BadFrame(f"lease.run_id must be a text, got {data.get('run_id')!r:.80}")
+    return Lease(**{name: data[name] for name in [*names, "run_id"]})
 
 
 def seconds_from(data: Any) -> float:
@@ -97,8 +103,8 @@ def _group_from(data: Any) -> Group:
     if not isinstance(data, dict):
         raise BadFrame(f"a group must be a map, got {type(data).__name__}")
     for name in ("ticket", "version"):
-        if not isinstance(data.get(name), int):
-            raise BadFrame(f"group.{name} must be an integer, got {data.get(name)!r:.80}")
+        if not _is_count(data.get(name)):
+            raise BadFrame(f"group.{name} must be an integer from 0 on, got {data.get(name)!r:.80}")
     arrays = dict(_GROUP_ARRAYS)
     if "behaviour_logp_GT" in data:
         arrays["behaviour_logp_GT"] = (np.float32, 2)
@@ -107,15 +113,21 @@ def _group_from(data: Any) -> Group:
     for name, (dtype, rank) in arrays.items():
         array = data.get(name)
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != rank:
-            raise BadFrame(f"group.{name} must be {np.dtype(dtype)} of rank {rank}")
+            raise BadFrame(f"group.{name} must be {np.dtype(dtype)} of rank {rank}", "shape")
     size, room = data["response_GT"].shape
     for name in arrays.keys() - {"prompt_S", "response_GT", "behaviour_logp_GT"}:
         if data[name].shape != (size,):
-            raise BadFrame(f"group.{name} has shape {data[name].shape}, wanted {(size,)}")
+            words = f"group.{name} has shape {data[name].shape}, wanted {(size,)}"
+            raise BadFrame(words, "shape")
     if data.get("behaviour_logp_GT", data["response_GT"]).shape != (size, room):
-        raise BadFrame("group.behaviour_logp_GT must have the shape of group.response_GT")
+        raise BadFrame("group.behaviour_logp_GT must have the shape of group.response_GT", "shape")
     if not ((data["length_G"] >= 1) & (data["length_G"] <= room)).all():
-        raise BadFrame(f"group.length_G must be from 1 to {room}")
+        raise BadFrame(f"group.length_G must be from 1 to {room}", "length")
     if not np.isin(data.get("failure_G", 0), list(GradingFailure)).all():
-        raise BadFrame(f"group.failure_G must be from 0 to {max(GradingFailure)}")
+        raise BadFrame(f"group.failure_G must be from 0 to {max(GradingFailure)}", "value")
     return Group(ticket=data["ticket"], version=data["version"], **{n: data[n] for n in arrays})
+
+
+def _is_count(value: Any) -> bool:
+    """Whether a value is an integer from 0 on, which `True` is not."""
+    return type(value) is int and value >= 0
