@@ -37,6 +37,7 @@ ROOMS_OF_FLOOR = {
         "training",
         "evaluation",
         "evaluation_report",
+        "replaying",
         "report",
         "laboratory",
         "sweep_config",
