@@ -38,6 +38,7 @@ ROOMS_OF_FLOOR = {
         "evaluation",
         "evaluation_report",
         "replaying",
+        "recordings",
         "report",
         "laboratory",
         "sweep_config",

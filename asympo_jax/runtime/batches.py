@@ -1,4 +1,4 @@
-"""Batches on disk, for replay: of each update all that the learner needs to do it again bit for bit.
+"""Batches on disk, for replay: all that the learner needs to do an update again bit for bit.
 
 A file an update, `batches/update_00000006.safetensors` of the one that led to version 6, with the
 groups of its batch. The newest are kept, so that the disk holds no more than the config allows.
@@ -32,11 +32,6 @@ class RecordedBatch:
 
     version: int
     groups: Sequence[Group]
-
-    @property
-    def has_behaviour_logp(self) -> bool:
-        """Whether behaviour log-probs were recorded."""
-        return all(group.behaviour_logp_GT is not None for group in self.groups)
 
 
 class BatchRecorder:
