@@ -42,7 +42,13 @@ def config_is_given() -> bool:
 
 
 def fields_given() -> dict[str, Any]:
-    """Dotted names of the config's fields that the command line sets, and their values."""
+    """Dotted names of the config's fields that the command line sets, and their values.
+
+    Raises:
+        ValueError: it names a config, too, where there is one already.
+    """
+    if any(re.match(rf"--?{_CONFIG_FLAG}(=|$)", argument) for argument in sys.argv[1:]):
+        raise ValueError(f"--{_CONFIG_FLAG}: the run has its own config, set single fields alone")
     pattern = rf"--?{_CONFIG_FLAG}\.([\w.]+)"
     matches = (re.match(pattern, argument) for argument in sys.argv[1:])
     given = {}

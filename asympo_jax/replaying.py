@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from asympo_jax import experiment, interrupts, recordings, states, workdirs
-from asympo_jax.config import resolve
+from asympo_jax.config import from_plain, resolve
 from asympo_jax.endings import RunFailed
 from asympo_jax.initial import check_initial, initial_params
 from asympo_jax.learning import TrainState, make_batch, make_optimizer, make_train_step
@@ -70,15 +70,15 @@ class Request:
 
     def experiments(self) -> tuple[ExperimentConfig, ExperimentConfig]:
         """The experiment of the run, and the one that is replayed."""
-        config: Any = workdirs.read_config(self.workdir)
-        own = resolve(config)
-        if self.fields.get("objective.name", config.objective.name) != config.objective.name:
-            for option in set(config.objective) - {"name"}:  # of the objective that is replaced
-                config.objective[option] = None
-        for name, value in self.fields.items():
-            section, field = name.split(".")
-            config[section][field] = value
-        return own, resolve(config)
+        plain = workdirs.read_config(self.workdir).to_dict()
+        own = resolve(from_plain(plain))
+        name = plain["objective"]["name"]
+        if self.fields.get("objective.name", name) != name:
+            plain["objective"] = {}  # options belong to the objective that is replaced
+        for field, value in self.fields.items():
+            section, _, option = field.partition(".")
+            plain[section][option] = value
+        return own, resolve(from_plain(plain))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Prepared:
         path = self.request.workdir / "result.json"
         result = json.loads(path.read_text()) if path.exists() else {}
         if result.get("updates") == version:
-            is_equal = result["parameters_sha256"] == sha256
+            is_equal = result.get("parameters_sha256") == sha256
             yield f"{path}: its parameters_sha256 is {'the same' if is_equal else 'another'}"
             different = [*different, *([] if is_equal else [version])]
         if different:

@@ -225,8 +225,8 @@ class Publisher:
         words = [f"update {update.version - 1}: {found} must be finite"]
         if is_skipped and is_finite:
             words.append(
-                f"it is number {self._skipped} in a row that is skipped, "
-                f"learner.max_skipped_updates={self._max_skipped} allows no more"
+                f"{self._skipped} updates in a row are skipped, more than "
+                f"learner.max_skipped_updates={self._max_skipped}"
             )
         words.append("nothing of it was published")
         path = self._record(update.version, update.batch, True)
