@@ -41,6 +41,25 @@ def config_is_given() -> bool:
     return any(re.match(rf"--?{_CONFIG_FLAG}(=|\.|$)", argument) for argument in sys.argv[1:])
 
 
+def fields_given() -> dict[str, Any]:
+    """Dotted names of the config's fields that the command line sets, and their values.
+
+    Raises:
+        ValueError: it names a config, too, where there is one already.
+    """
+    if any(re.match(rf"--?{_CONFIG_FLAG}(=|$)", argument) for argument in sys.argv[1:]):
+        raise ValueError(f"--{_CONFIG_FLAG}: the run has its own config, set single fields alone")
+    pattern = rf"--?{_CONFIG_FLAG}\.([\w.]+)"
+    matches = (re.match(pattern, argument) for argument in sys.argv[1:])
+    given = {}
+    for name in (match[1] for match in matches if match):
+        value = flags.FLAGS[_CONFIG_FLAG].value
+        for part in name.split("."):
+            value = value[part]
+        given[name] = value
+    return given
+
+
 _GOES_ON = "the same command carries on from the last checkpoint"
 
 

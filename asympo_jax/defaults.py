@@ -39,6 +39,7 @@ _LEARNER = {
     "remat": "none",
     "logp_chunk": 0,
     "proximal_every_updates": 4,
+    "max_skipped_updates": 3,
 }
 _SAMPLER = {
     "count": 1,
@@ -69,6 +70,7 @@ _LOG = {
     "rollouts_every_updates": 25,
     "rollouts_groups": 2,
     "gradients_every_updates": 0,
+    "record_batches": 0,
     "tensorboard": True,
 }
 _RUNTIME = {"name": "local", "stall_s": 3600.0, "max_restarts": 3}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from asympo_jax import experiment, interrupts
 from asympo_jax.learning import TrainState, make_optimizer, make_sign_gradients, make_train_step
 from asympo_jax.progress import Progress, say
+from asympo_jax.runtime.batches import BatchRecorder
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.compilation import Compilations, make_step_watch
 from asympo_jax.runtime.evaluations import EvaluationLog
@@ -30,6 +31,21 @@ def cadence_of(config: ExperimentConfig) -> Cadence:
         rollouts_groups=config.log.rollouts_groups,
         gradients=config.log.gradients_every_updates,
     )
+
+
+def make_publisher(
+    config: ExperimentConfig,
+    store: SnapshotStore,
+    workdir: pathlib.Path,
+    broker: Broker,
+    resumed_at: int,
+) -> Publisher:
+    """The publisher of a run, which records batches, too."""
+    recorded, max_skipped = config.log.record_batches, config.learner.max_skipped_updates
+    # Of the skipped updates that end a run all batches are there.
+    keep = max(recorded, max_skipped + 1)
+    recorder = BatchRecorder(workdir, resumed_at, every=recorded > 0, keep=keep, tell=say)
+    return Publisher(store, broker, config.stall_s, max_skipped, recorder.record)
 
 
 def make_learner(

@@ -42,7 +42,12 @@ class Progress:
         say(f"carries on from the checkpoint of update {update}")
 
     def update(self, update: int, metrics: Mapping[str, float]) -> None:
-        """Shows an update, unless a line was printed just before."""
+        """Shows an update, unless a line was printed just before; a skipped one always."""
+        if metrics["update/skipped"]:
+            say(
+                f"update {update - 1} is skipped, not all is finite: loss {metrics['loss']:.4g}, "
+                f"grad/norm {metrics['grad/norm']:.4g}, update/norm {metrics['update/norm']:.4g}"
+            )
         now = self._clock()
         if self._first is None:
             self._first = (now, update)

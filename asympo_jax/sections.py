@@ -21,6 +21,8 @@ class LearnerConfig:
         logp_chunk: tokens whose logits are held at once; 0 for a number by the vocabulary.
         proximal_every_updates: updates after which the proximal parameters, of objectives that
             need them, are renewed.
+        max_skipped_updates: updates in a row that may be skipped because something in them is not
+            finite; one more ends the run.
     """
 
     platform: str
@@ -28,6 +30,7 @@ class LearnerConfig:
     remat: Remat
     logp_chunk: int
     proximal_every_updates: int
+    max_skipped_updates: int
 
     def __post_init__(self):
         """Refuses values outside their range."""
@@ -38,7 +41,7 @@ class LearnerConfig:
             "must be 'cpu', 'cuda', 'tpu' or empty for jax's choice",
             "platform",
         )
-        sizes = ("micro_batch", "logp_chunk")
+        sizes = ("micro_batch", "logp_chunk", "max_skipped_updates")
         _require(self, "learner", lambda x: x >= 0, "must not be negative", *sizes)
         _require(self, "learner", lambda x: x in REMATS, f"must be one of {list(REMATS)}", "remat")
         at_least = "must be at least 1"
@@ -247,12 +250,15 @@ class LogConfig:
         rollouts_groups: groups written each time.
         gradients_every_updates: norms and angle of the gradients of positive and of negative
             responses, at the cost of two gradients more; 0 never.
+        record_batches: newest updates whose batches are kept for replay; 0 keeps those of skipped
+            updates alone, see `runtime.batches`.
         tensorboard: whether to write TensorBoard events.
     """
 
     rollouts_every_updates: int
     rollouts_groups: int
     gradients_every_updates: int
+    record_batches: int
     tensorboard: bool
 
     def __post_init__(self):
@@ -265,6 +271,7 @@ class LogConfig:
             "rollouts_every_updates",
             "rollouts_groups",
             "gradients_every_updates",
+            "record_batches",
         )
 
 

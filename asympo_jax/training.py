@@ -17,7 +17,7 @@ from asympo_jax import experiment, interrupts, states, workdirs
 from asympo_jax.endings import Diverged, RunFailed
 from asympo_jax.initial import check_initial, initial_params
 from asympo_jax.learning import TrainState
-from asympo_jax.loops import cadence_of, make_learner
+from asympo_jax.loops import cadence_of, make_learner, make_publisher
 from asympo_jax.processes import Launcher
 from asympo_jax.progress import Progress, say, say_left_out
 from asympo_jax.runtime import placement
@@ -33,7 +33,7 @@ from asympo_jax.runtime.evaluations import (
 )
 from asympo_jax.runtime.leases import Closed, Refused, Stalled
 from asympo_jax.runtime.metrics import MetricsRefused, MetricsWriter, read_metrics
-from asympo_jax.runtime.publisher import NonFinite, Publisher
+from asympo_jax.runtime.publisher import NonFinite
 from asympo_jax.runtime.snapshots import (
     SnapshotRefused,
     SnapshotStore,
@@ -183,7 +183,7 @@ class _Run:
             log = EvaluationLog(evaluations, writer, progress.evaluated, *bounds)
             self._request_first(log, state, progress)
             log.collect()
-            publisher = Publisher(self.store, broker, config.stall_s)
+            publisher = make_publisher(config, self.store, self.workdir, broker, int(state.update))
             stack.callback(publisher.close, _STOP_TIMEOUT_S)
             learner = make_learner(
                 config, self.parts, self.store, self.workdir, broker, publisher, writer, progress,

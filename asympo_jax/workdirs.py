@@ -1,6 +1,7 @@
 """A run's directory: what is in it, whether it fits the config, what is left to do.
 
-config.json  metrics.jsonl  result.json  checkpoints/  rollouts/  report/  tensorboard/
+config.json  metrics.jsonl  result.json  checkpoints/  rollouts/  batches/  replay/  report/
+tensorboard/
 """
 
 import fcntl
@@ -24,6 +25,7 @@ _FREE = (
     "runtime.",
     "queue.",
     "sampler.count",
+    "learner.max_skipped_updates",
     "warmup.dir",
 )
 

@@ -37,6 +37,8 @@ ROOMS_OF_FLOOR = {
         "training",
         "evaluation",
         "evaluation_report",
+        "replaying",
+        "recordings",
         "report",
         "laboratory",
         "sweep_config",

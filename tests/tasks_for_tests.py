@@ -186,6 +186,16 @@ scaled = Objective("scaled", scaled_weight)
 divided = Objective("divided", scaled_weight, "constant", constant=7.0, kl_coefficient=0.1)
 
 
+def weight_of_size(batch, fewest=0.0, most=-1.0):
+    """1, but NaN for a batch of so many tokens."""
+    num_tokens = batch.totals.num_tokens
+    weight = jnp.where((fewest <= num_tokens) & (num_tokens <= most), jnp.nan, 1.0)
+    return jnp.broadcast_to(weight, batch.advantage_B.shape)[:, None]
+
+
+nan_at = Objective("nan_at", weight_of_size)
+
+
 def length_of_text(prompt, text):
     """A reward that any response gets something of, and that differs within a group."""
     return float(len(text) % 5)

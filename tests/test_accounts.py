@@ -129,6 +129,7 @@ def test_progress_says_what_a_person_waits_for(capsys):
     progress = Progress(num_updates=10, clock=clock)
     progress.evaluated(0, {"eval/accuracy": 0.25, "eval/accuracy_greedy": 0.5})
     metrics = {"reward/mean": 0.5, "lag/mean": 3.0, "idle/learner": 0.02, "idle/sampler": 0.4}
+    metrics["update/skipped"] = 0.0
     for update in range(1, 11):
         clock.now += 10.0
         progress.update(update, metrics)
@@ -145,6 +146,7 @@ def test_progress_prints_a_line_every_few_seconds_only(capsys):
     clock = Clock()
     progress = Progress(num_updates=1000, clock=clock)
     metrics = {"reward/mean": 0.5, "lag/mean": 3.0, "idle/learner": 0.0, "idle/sampler": 0.0}
+    metrics["update/skipped"] = 0.0
     for update in range(1, 101):
         clock.now += 0.1
         progress.update(update, metrics)

@@ -17,7 +17,8 @@ from asympo_jax.runtime.tickets import Pacing
 from asympo_jax.types import Group
 
 PATIENCE_S = 60.0
-FINITE = {"loss": 0.5, "grad/norm": 1.0, "params/norm": 2.0}
+GUARDED = {"loss": 0.5, "grad/norm": 1.0, "update/norm": 0.1, "params/norm": 2.0}
+FINITE = {**GUARDED, "update/skipped": 0.0}
 
 
 def update(version: int, **metrics: float) -> Update:
@@ -63,13 +64,14 @@ def test_updates_are_published_in_order_and_each_comes_back_once(case):
     found += case.publisher.hand_over(update(2, reward__mean=0.25))
     found += case.publisher.wait()
     assert [one.update.version for one in found] == [1, 2]
-    assert found[1].metrics == {**FINITE, "reward/mean": 0.25}
+    expected = {**FINITE, "reward/mean": 0.25}
+    assert found[1].metrics == {name: np.float32(value) for name, value in expected.items()}
     assert case.publisher.wait() == []
     assert (case.store.versions(), case.newest()) == ([1, 2], 2)
     np.testing.assert_array_equal(case.store.read(2)["w"], np.full(3, 2.0))
 
 
-@pytest.mark.parametrize("name", FINITE)
+@pytest.mark.parametrize("name", GUARDED)
 def test_nothing_that_is_not_finite_is_published_and_whoever_waits_for_it_hears_why(case, name):
     case.publisher.hand_over(update(1))
     case.publisher.hand_over(update(2, **{name: float("nan")}))

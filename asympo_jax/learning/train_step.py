@@ -51,6 +51,10 @@ def make_train_step(
 
     The batch is packed and worked in micro-batches whose losses share the denominators of the whole
     batch, so the split changes the order of sums and nothing else.
+
+    An update is skipped if its loss, its gradient or its step is not finite: the parameters stay
+    as they are, bit for bit, and so does the optimiser's state unless the step alone is at fault;
+    `update` counts it all the same, and the metric `update/skipped` is 1.
     """
 
     def update_step(state: TrainState, packed: PackedBatch) -> tuple[TrainState, Metrics]:
@@ -61,16 +65,24 @@ def make_train_step(
         gradient, logp_BT, entropy_BT = policy_gradient(
             model, objective, config, state, packed, policy, weight_BT
         )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
         policy = dataclasses.replace(policy, logp_BT=logp_BT)
         weight_BT = objectives.token_weight(objective, policy)
+        loss = objectives.aggregate_loss(objective, policy, weight_BT)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        norms = {"grad/norm": optax.tree.norm(gradient), "update/norm": optax.tree.norm(updates)}
+        # The moments that a finite gradient leads to are finite. Were they to wait for the norm of
+        # the step, too, the device would have to hold them twice.
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(norms["grad/norm"])
+        opt_state = _selected(is_finite, opt_state, state.opt_state)
+        is_finite &= jnp.isfinite(norms["update/norm"])
+        params = _selected(is_finite, optax.apply_updates(state.params, updates), state.params)
         metrics = objectives.metrics_of(objective, policy, weight_BT) | {
-            "loss": objectives.aggregate_loss(objective, policy, weight_BT),
+            "loss": loss,
             "reward/mean": masked_mean(batch.reward_PG.reshape(-1), policy.mask_BT.any(axis=1)),
             "policy/entropy": masked_mean(entropy_BT, policy.mask_BT),
-            "grad/norm": optax.tree.norm(gradient),
+            **norms,
             "params/norm": optax.tree.norm(params),
+            "update/skipped": 1.0 - is_finite.astype(jnp.float32),
         }
         state = dataclasses.replace(
             state, params=params, opt_state=opt_state, update=state.update + 1
@@ -78,6 +90,11 @@ def make_train_step(
         return state, metrics
 
     return Packed(update_step, config, donate_argnums=0)
+
+
+def _selected(is_new: Array, new: Any, old: Any) -> Any:
+    """One of two trees of arrays."""
+    return jax.tree.map(lambda x, y: jnp.where(is_new, x, y), new, old)
 
 
 def make_sign_gradients(

@@ -107,7 +107,7 @@ class Learner:
             Closed: a sampler failed; it carries the cause.
             Stalled: no group came in within `stall_s`.
             EvaluatorEnded: there will be no more evaluations.
-            NonFinite: a loss, a gradient or parameters are not finite.
+            NonFinite: too many updates in a row were not finite.
             RewardError: no group of an update could be graded.
         """
         try:
@@ -150,6 +150,7 @@ class Learner:
             },
             asked=asked,
             taken=taken,
+            batch=chosen,
         )
 
     def _must_wait(self, version: int) -> bool:

@@ -57,12 +57,11 @@ class MetricsWriter:
             histograms: name -> values, of which the line has the counts.
         """
         values = {name: float(value) for name, value in metrics.items()}
-        finite = {n: float(f"{v:.7g}") if math.isfinite(v) else None for n, v in values.items()}
         counts = {
             name: {str(value): count for value, count in sorted(collections.Counter(all_).items())}
             for name, all_ in (histograms or {}).items()
         }
-        self._file.write(json.dumps({"update": update, **finite, **counts}) + "\n")
+        self._file.write(json.dumps({"update": update, **as_written(values), **counts}) + "\n")
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, update)
@@ -74,6 +73,11 @@ class MetricsWriter:
         self._file.close()
         if self._events is not None:
             self._events.close()
+
+
+def as_written(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics as a line has them: seven digits, None for what is not finite."""
+    return {n: float(f"{v:.7g}") if math.isfinite(v) else None for n, v in metrics.items()}
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -2,11 +2,13 @@
 
 The learner hands over a copy of the parameters that the device may still have to compute, and goes
 on. At most one update waits behind the one that is published, so that the device always has its
-next step, and memory holds two copies at most. Nothing that is not finite is published.
+next step, and memory holds two copies at most. Nothing that is not finite is published: the step
+skips such an update, and the snapshot that follows is that of the version before.
 """
 
 import dataclasses
 import math
+import pathlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +21,11 @@ from asympo_jax.runtime.leases import SamplingTotals, Stalled
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.types import Group
 
-_GUARDS = ("loss", "grad/norm", "params/norm")
+_GUARDS = ("loss", "grad/norm", "update/norm", "params/norm")
 
 
 class NonFinite(Exception):
-    """A loss, a gradient or parameters that are not finite; nothing of them was published."""
+    """Too many updates in a row, or parameters, that are not finite; nothing was published."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Update:
         counts: metrics of the broker and of compilation when it was given to the device.
         asked: when its batch was asked for, monotonic seconds.
         taken: when the batch was there.
+        batch: the groups of its batch, those that could not be graded included.
     """
 
     version: int
@@ -49,6 +52,7 @@ class Update:
     counts: Mapping[str, float]
     asked: float
     taken: float
+    batch: Sequence[Group] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +89,8 @@ class Publisher:
         store: where snapshots go.
         broker: learns of each version.
         stall_s: seconds that an update may take to be published.
+        max_skipped: updates in a row that may be skipped.
+        record: (version, its batch, whether it is needed) -> the file where it is, or None.
         clock: monotonic seconds.
     """
 
@@ -93,13 +99,18 @@ class Publisher:
         store: SnapshotStore,
         broker: Broker,
         stall_s: float,
+        max_skipped: int = 0,
+        record: Callable[[int, Sequence[Group], bool], pathlib.Path | None] = lambda *_: None,
         clock: Callable[[], float] = time.monotonic,
     ):
         """Starts the thread."""
         self._store = store
         self._broker = broker
         self._stall_s = stall_s
+        self._max_skipped = max_skipped
+        self._record = record
         self._clock = clock
+        self._skipped = 0  # updates in a row
         self._changed = threading.Condition()
         self._closed = False
         self._work: Update | None = None
@@ -113,7 +124,8 @@ class Publisher:
         """Takes an update once the one before is published; returns those published meanwhile.
 
         Raises:
-            NonFinite: the update before has a loss, a gradient or parameters that are not finite.
+            NonFinite: the update before was skipped, and too many before it, or its parameters
+                are not finite.
             SnapshotRefused: it cannot be written.
             Stalled: it was not published within `stall_s`.
         """
@@ -184,22 +196,39 @@ class Publisher:
         before, finished = self._finished, self._clock()
         self._finished, sampled = finished, self._broker.sampling_totals()
         metrics = {name: float(value) for name, value in found.items()}
-        _require_finite(update.version - 1, metrics)
+        self._require_finite(update, metrics)
         self._store.write(update.version, update.params)
         self._broker.publish(update.version)
+        published_s = self._clock() - finished
+        # Samplers have their snapshot; only now is there time for files that nobody waits for.
+        self._record(update.version, update.batch, bool(self._skipped))
         return Published(
-            update=dataclasses.replace(update, params=None),
+            update=dataclasses.replace(update, params=None, batch=()),
             metrics=metrics,
             sampled=sampled,
             finished=finished,
             wait_s=max(0.0, update.taken - max(update.asked, before)),
             train_s=finished - max(update.taken, before),
-            publish_s=self._clock() - finished,
+            publish_s=published_s,
         )
 
-
-def _require_finite(update: int, metrics: Mapping[str, float]) -> None:
-    """Refuses to publish NaN or infinity."""
-    if not all(math.isfinite(metrics[name]) for name in _GUARDS):
-        found = ", ".join(f"{name} {metrics[name]}" for name in _GUARDS)
-        raise NonFinite(f"update {update}: {found} must be finite; nothing of it was published")
+    def _require_finite(self, update: Update, metrics: Mapping[str, float]) -> None:
+        """Counts skipped updates; refuses one too many, and to publish NaN or infinity."""
+        is_skipped = bool(metrics["update/skipped"])
+        self._skipped = self._skipped + 1 if is_skipped else 0
+        # A second line, in case that the step let something through.
+        names = ("params/norm",) if is_skipped else _GUARDS
+        is_finite = all(math.isfinite(metrics[name]) for name in names)
+        if is_finite and self._skipped <= self._max_skipped:
+            return
+        found = ", ".join(f"{name} {metrics[name]:.4g}" for name in _GUARDS)
+        words = [f"update {update.version - 1}: {found} must be finite"]
+        if is_skipped and is_finite:
+            words.append(
+                f"{self._skipped} updates in a row are skipped, more than "
+                f"learner.max_skipped_updates={self._max_skipped}"
+            )
+        words.append("nothing of it was published")
+        path = self._record(update.version, update.batch, True)
+        words += [f"its batch is in {path}"] if path else []
+        raise NonFinite("; ".join(words))
