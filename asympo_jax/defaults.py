@@ -72,7 +72,12 @@ _LOG = {
     "tensorboard": True,
 }
 _RUNTIME = {"name": "local", "stall_s": 600.0}
-_REWARD = {"overlong_buffer": 0, "overlong_penalty": 1.0, "deadline_s": 30.0}
+_REWARD = {
+    "overlong_buffer": 0,
+    "overlong_penalty": 1.0,
+    "deadline_s": 30.0,
+    "max_failed_share": 0.5,
+}
 _TASK_TEXTS = ("data_dir", "train_data", "eval_data", "tokenizer_dir", "template")
 _OBJECTIVE_OPTIONS = (
     "floor",
@@ -135,7 +140,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "platform": unset(str),
                 "visible_devices": unset(str),
             },
-            "checkpoint": {"every_updates": 50, "keep": 2},
+            "checkpoint": {"every_updates": 50, "every_s": 0.0, "keep": 2, "grace_s": 25.0},
             "log": dict(_LOG),
             "runtime": {**_RUNTIME, "snapshot_dir": unset(str), "compilation_cache": unset(str)},
         }

@@ -1,13 +1,13 @@
 """The learner's loop of a run, put together from its config."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 
 from asympo_jax import experiment, interrupts
 from asympo_jax.learning import TrainState, make_optimizer, make_sign_gradients, make_train_step
 from asympo_jax.progress import Progress, say
 from asympo_jax.runtime.broker import Broker
+from asympo_jax.runtime.checkpoint import SaveCadence
 from asympo_jax.runtime.compilation import Compilations, make_step_watch
 from asympo_jax.runtime.evaluations import EvaluationLog
 from asympo_jax.runtime.learner import Cadence, Learner
@@ -25,7 +25,6 @@ def cadence_of(config: ExperimentConfig) -> Cadence:
     """What happens how often."""
     return Cadence(
         evaluate=config.eval.every_updates,
-        checkpoint=config.checkpoint.every_updates,
         rollouts=config.log.rollouts_every_updates,
         rollouts_groups=config.log.rollouts_groups,
         gradients=config.log.gradients_every_updates,
@@ -36,7 +35,6 @@ def make_learner(
     config: ExperimentConfig,
     parts: experiment.Parts,
     store: SnapshotStore,
-    workdir: pathlib.Path,
     broker: Broker,
     publisher: Publisher,
     writer: MetricsWriter,
@@ -70,10 +68,10 @@ def make_learner(
         in_step=in_process,
         stall_s=config.stall_s,
         cadence=cadence_of(config),
-        workdir=workdir,
         writer=writer,
         sample=_make_sample(config, parts, store, broker) if in_process else lambda: None,
         evaluations=log,
+        is_save_due=SaveCadence(config.checkpoint.every_updates, config.checkpoint.every_s).is_due,
         save=save,
         show=show,
         compiled=make_step_watch(compilations, _STEP, say),

@@ -5,7 +5,6 @@ step; whatever needs numbers from the device comes one update later.
 """
 
 import dataclasses
-import pathlib
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,8 @@ import numpy as np
 from asympo_jax.learning import TrainState, informative_groups, make_batch
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.evaluations import EvaluationLog
-from asympo_jax.runtime.metrics import MetricsWriter, write_rollouts
+from asympo_jax.runtime.leases import Closed
+from asympo_jax.runtime.metrics import MetricsWriter
 from asympo_jax.runtime.pipeline import PipelineMeter
 from asympo_jax.runtime.publisher import Published, Publisher, Update
 from asympo_jax.runtime.snapshots import SnapshotStore
@@ -32,14 +32,12 @@ class Cadence:
 
     Attributes:
         evaluate: evaluation.
-        checkpoint: checkpoints.
         rollouts: readable samples.
         rollouts_groups: groups written each time.
         gradients: norms and angle of the two halves of the gradient.
     """
 
     evaluate: int
-    checkpoint: int
     rollouts: int
     rollouts_groups: int
     gradients: int
@@ -68,11 +66,11 @@ class Learner:
         in_step: whether each update is published before the next batch is asked for.
         stall_s: seconds to wait for a group.
         cadence: what happens how often.
-        workdir: the run's directory.
         writer: metrics.
         sample: called before each batch is taken; the synchronous loop samples here.
         evaluations: where they are asked for and written down.
-        save: called with the state when a checkpoint is due.
+        is_save_due: called with each version once, whether a checkpoint is due after it.
+        save: called with the state then.
         show: called with each update's metrics, for people.
         compiled: called with a version once its update was given to the device; metrics of what
             was compiled so far.
@@ -92,16 +90,19 @@ class Learner:
     in_step: bool
     stall_s: float
     cadence: Cadence
-    workdir: pathlib.Path
     writer: MetricsWriter
     sample: Callable[[], None]
     evaluations: EvaluationLog
+    is_save_due: Callable[[int], bool]
     save: Callable[[TrainState], None]
     show: Callable[[int, dict[str, float]], None]
     compiled: Callable[[int], Mapping[str, float]]
 
     def run(self, state: TrainState) -> TrainState:
         """Updates until `num_updates`; returns the last state, which is not evaluated yet.
+
+        Where the broker is closed without a cause the run was asked to stop: the last state is that
+        of an earlier update, and its snapshot is published.
 
         Raises:
             Closed: a sampler failed; it carries the cause.
@@ -115,8 +116,15 @@ class Learner:
                 state, update = self._update(state, version)
                 # The line of an update is written while the next one runs.
                 self._account(self.publisher.hand_over(update))
-                if self._must_wait(version):
-                    self._follow_up(state, version)
+                is_saved = self.is_save_due(version)
+                if is_saved or self._must_wait(version):
+                    self._follow_up(state, version, is_saved)
+            return state
+        except Closed as closed:
+            # Between two updates: no other call raises it.
+            self._account(self.publisher.wait())
+            if closed.cause is not None:
+                raise
             return state
         except Exception:
             # What broke the update before is the cause, and the line of one that did not is kept.
@@ -154,17 +162,17 @@ class Learner:
 
     def _must_wait(self, version: int) -> bool:
         """Whether an update must be published before the next one begins."""
-        is_due = self.cadence.is_evaluated(version) or _due(version, self.cadence.checkpoint)
+        is_due = self.cadence.is_evaluated(version)
         return self.in_step or is_due or version == self.pacing.num_updates
 
-    def _follow_up(self, state: TrainState, version: int) -> None:
+    def _follow_up(self, state: TrainState, version: int, is_saved: bool) -> None:
         """What needs the newest update: its evaluation and its checkpoint."""
         published = self.publisher.wait()
         more, is_last = {}, version == self.pacing.num_updates
         if self.cadence.is_evaluated(version) and not is_last:
             more = {"eval/left_out": not self.evaluations.request(version, state.policy)}
         self._account(published, more)
-        if _due(version, self.cadence.checkpoint) and not is_last:
+        if is_saved and not is_last:
             self.save(state)
 
     def _account(
@@ -177,14 +185,14 @@ class Learner:
             self.store.prune(version - self.pacing.max_lag, needed)
             self.meter.add(one)
             metrics = one.metrics | dict(update.counts) | self.meter.metrics() | dict(more)
+            metrics |= self.writer.metrics()
             lags = {"lag/histogram": lags_of(update.groups, version - 1)}
             self.writer.write(version, metrics, lags)
             self.evaluations.collect()
             self.show(version, metrics)
             if _due(version, self.cadence.rollouts):
-                path = self.workdir / "rollouts" / f"update_{version:08d}.jsonl"
                 shown = update.groups[: self.cadence.rollouts_groups]
-                write_rollouts(path, shown, version - 1, self.tokenizer)
+                self.writer.write_rollouts(version, shown, self.tokenizer)
 
 
 def lags_of(groups: Sequence[Group], update: int) -> list[int]:
