@@ -129,8 +129,9 @@ def _make_pool(config: ExperimentConfig, task: Task) -> RewardPool | None:
         )
     if not num_processes:
         return None
-    source = RewardSource(config.task_name, config.task_options, settings.function)
-    return RewardPool(source, num_processes, settings.deadline_s)
+    options, isolate = config.task_options, settings.isolate
+    source = RewardSource(config.task_name, options, settings.function, isolate)
+    return RewardPool(source, num_processes, settings.deadline_s, settings.max_failed_share)
 
 
 def _are_correct(pool: RewardPool, pairs: Sequence[tuple[Prompt, str]]) -> list[bool]:

@@ -14,6 +14,7 @@ from asympo_jax.runtime.learner import Cadence, Learner
 from asympo_jax.runtime.metrics import MetricsWriter
 from asympo_jax.runtime.pipeline import PipelineMeter
 from asympo_jax.runtime.publisher import Publisher
+from asympo_jax.runtime.reward_alarm import RewardAlarm
 from asympo_jax.runtime.sampler import SamplerLoop
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.settings import ExperimentConfig
@@ -63,6 +64,7 @@ def make_learner(
         group_size=config.group_size,
         num_positions=config.sampler.max_prompt_tokens + config.sampler.max_response_tokens,
         tokenizer=parts.task.tokenizer,
+        alarm=RewardAlarm(config.reward.max_failed_share, parts.task.tokenizer),
         publisher=publisher,
         meter=PipelineMeter(1 if in_process else config.sampler.count),
         in_step=in_process,

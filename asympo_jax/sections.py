@@ -147,8 +147,10 @@ class RewardConfig:
         num_processes: that a sampler grades with; 0 grades in the sampler itself, None leaves it to
             the task.
         deadline_s: seconds that one grading in a process may take.
-        max_failed_share: of the groups of recent updates, those that may have a response that could
-            not be graded; a run in which they are more ends.
+        max_failed_share: of recent groups, those that may have a response that could not be graded;
+            a run in which they are more ends.
+        isolate: whether each grading in a process begins with the state that the task was made
+            with, whatever the ones before did to it, at the price of a fork each.
     """
 
     function: str | None
@@ -157,6 +159,7 @@ class RewardConfig:
     num_processes: int | None
     deadline_s: float
     max_failed_share: float
+    isolate: bool
 
     def __post_init__(self):
         """Refuses values outside their range."""

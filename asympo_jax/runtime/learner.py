@@ -19,11 +19,11 @@ from asympo_jax.runtime.leases import Closed
 from asympo_jax.runtime.metrics import MetricsWriter
 from asympo_jax.runtime.pipeline import PipelineMeter
 from asympo_jax.runtime.publisher import Published, Publisher, Update
+from asympo_jax.runtime.reward_alarm import RewardAlarm
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.runtime.tickets import Pacing
-from asympo_jax.tasks import RewardError
 from asympo_jax.tokenizers import Tokenizer
-from asympo_jax.types import Batch, GradingFailure, Group, StopReason
+from asympo_jax.types import Batch, Group, StopReason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Learner:
         group_size: G.
         num_positions: T of a batch.
         tokenizer: to write readable samples.
+        alarm: looks at what could not be graded.
         publisher: what updates are handed over to.
         meter: of the pipeline.
         in_step: whether each update is published before the next batch is asked for.
@@ -85,6 +86,7 @@ class Learner:
     group_size: int
     num_positions: int
     tokenizer: Tokenizer
+    alarm: RewardAlarm
     publisher: Publisher
     meter: PipelineMeter
     in_step: bool
@@ -109,7 +111,7 @@ class Learner:
             Stalled: no group came in within `stall_s`.
             EvaluatorEnded: there will be no more evaluations.
             NonFinite: a loss, a gradient or parameters are not finite.
-            RewardError: no group of an update could be graded.
+            RewardError: too few groups could be graded.
         """
         try:
             for version in range(int(state.update) + 1, self.pacing.num_updates + 1):
@@ -137,9 +139,10 @@ class Learner:
         self.sample()
         candidates = self.broker.next_batch(self.stall_s)
         taken = time.monotonic()
+        self.alarm.check(candidates, update)
         chosen = informative_groups(candidates, self.prompts_per_update)
         batch = make_batch(chosen, self.group_size, self.num_positions)
-        groups = _graded(chosen, update)
+        groups = [group for group in chosen if group.is_graded]
         due = _due(version, self.cadence.gradients)
         more_metrics = self.sign_gradients(state, batch) if due else {}
         state, metrics = self.step(state, batch)
@@ -209,19 +212,6 @@ def group_metrics(groups: Sequence[Group], update: int) -> dict[str, float]:
         "lag/max": float(max(lags)),
         "response/truncated_share": float((stops == StopReason.LENGTH).mean()),
     }
-
-
-def _graded(chosen: Sequence[Group], update: int) -> list[Group]:
-    """The groups that an update trains on: those of a batch that could be graded."""
-    graded = [group for group in chosen if group.is_graded]
-    if not graded:
-        kinds = np.concatenate([group.failure_G for group in chosen if group.failure_G is not None])
-        counts = ", ".join(f"{(kinds == kind).sum()} {kind.name}" for kind in GradingFailure)
-        raise RewardError(
-            f"update {update}: none of its {len(chosen)} groups could be graded; its responses by "
-            f"what became of them: {counts.lower()}"
-        )
-    return graded
 
 
 def _due(version: int, every: int) -> bool:
