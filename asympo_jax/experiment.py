@@ -127,6 +127,11 @@ def _make_pool(config: ExperimentConfig, task: Task) -> RewardPool | None:
             f"reward.num_processes=0: task {config.task_name!r} grades what may hang, it must be "
             "at least 1"
         )
+    if not num_processes and settings.isolate:
+        raise ValueError(
+            "reward.isolate=True with reward.num_processes=0: there is no process to copy, set "
+            "reward.num_processes=1 or reward.isolate=False"
+        )
     if not num_processes:
         return None
     options, isolate = config.task_options, settings.isolate

@@ -25,6 +25,7 @@ _FREE = (
     "log.",
     "runtime.",
     "queue.",
+    "reward.max_failed_share",
     "sampler.count",
     "warmup.dir",
 )

@@ -8,7 +8,7 @@ import pathlib
 import random
 import signal
 
-from moments import Moment, run
+from moments import Ended, Moment, run
 from tiny_runs import processes_about, wait_until
 
 NUM_RANDOM = int(os.environ.get("ASYMPO_TEST_MOMENTS", "2"))
@@ -39,28 +39,44 @@ def nothing_is_left(runner, workdir: pathlib.Path) -> bool:
     return not processes_about(workdir) and not list(runner.snapshots.iterdir())
 
 
-def test_runs_that_end_at_any_moment_carry_on_and_train_each_ticket_once_with_the_same_bits(
-    runner, tmp_path
-):
-    whole = run(runner, tmp_path / "whole", **FIELDS)
-    for moment in random_moments(0, KILL):
-        ended = run(runner, tmp_path / "run", moment, **FIELDS)
-        assert ended.code in (-signal.SIGKILL, 0), ended.stderr
-    for moment, code in NAMED:
-        ended = run(runner, tmp_path / "run", moment, **FIELDS)
-        assert ended.code == code, (moment, ended.stderr)
-    last = run(runner, tmp_path / "run", **FIELDS)
+@pytest.fixture(scope="module")
+def whole(runner, tmp_path_factory) -> Ended:
+    """The run that was never interrupted."""
+    return run(runner, tmp_path_factory.mktemp("whole") / "run", **FIELDS)
+
+
+def assert_ends_as(whole: Ended, runner, workdir: pathlib.Path) -> None:
+    """Carries a run on to its end, and compares it with one that was never interrupted."""
+    last = run(runner, workdir, **FIELDS)
     assert last.code == 0, last.stderr
     assert last.sha == whole.sha
     assert last.trained == whole.trained
-    assert wait_until(lambda: nothing_is_left(runner, tmp_path))
-    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert wait_until(lambda: nothing_is_left(runner, workdir))
+    names = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     assert names == ["15", "16"], "the newest two, and nothing that is half written"
+
+
+def test_a_run_that_ends_around_its_checkpoints_carries_on_and_ends_with_the_same_bits(
+    whole, runner, tmp_path
+):
+    for moment, code in NAMED:
+        ended = run(runner, tmp_path / "run", moment, **FIELDS)
+        assert ended.code == code, (moment, ended.stderr)
+    assert_ends_as(whole, runner, tmp_path / "run")
+
+
+def test_a_run_that_is_killed_at_random_moments_trains_the_same_tickets_and_ends_with_the_same_bits(
+    whole, runner, tmp_path
+):
+    for moment in random_moments(0, KILL):
+        ended = run(runner, tmp_path / "run", moment, **FIELDS)
+        assert ended.code in (-signal.SIGKILL, 0), ended.stderr
+    assert_ends_as(whole, runner, tmp_path / "run")
 
 
 def test_ctrl_c_at_any_moment_leaves_nothing_but_what_was_saved(runner, tmp_path):
     for moment in [Moment("start", 1, INT), *random_moments(1, INT)]:
-        ended = run(runner, tmp_path / "run", moment, **FIELDS)
+        ended = run(runner, tmp_path / "run", moment, **{**FIELDS, "num_updates": 100_000})
         assert ended.code == 130, (moment, ended.stderr)
         assert "error: interrupted" in ended.stderr
         assert wait_until(lambda: nothing_is_left(runner, tmp_path))

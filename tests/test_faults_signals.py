@@ -1,5 +1,8 @@
 """What a signal does to a command, to its processes, and to what it has saved."""
 
+import ast
+import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +11,7 @@ import textwrap
 import pytest
 from tiny_runs import TIMEOUT_S
 
+from asympo_jax import endings
 from asympo_jax.runtime.snapshots import make_snapshot_directory
 
 PRELUDE = """
@@ -23,6 +27,16 @@ PRELUDE = """
             except BaseException as error:
                 say(type(error).__name__)
 """
+
+
+def test_exit_codes_are_told_alike_by_the_constants_the_help_and_the_table():
+    constants = {0, *(code for name, code in vars(endings).items() if name.isupper())}
+    root = pathlib.Path(__file__).parents[1]
+    source = (root / "asympo_jax" / "train.py").read_text()
+    helps = (ast.get_docstring(ast.parse(source)) or "").partition("Exit codes: ")[2]
+    assert {int(code) for code in re.findall(r"(?:^|· *\n?)(\d+) ", helps)} == constants
+    table = (root / "docs" / "faults.md").read_text()
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.M)} == constants
 
 
 def program(text: str) -> subprocess.Popen[str]:

@@ -55,7 +55,7 @@ class EventWriter:
         for name, value in values.items():
             found.MergeFrom(summary.scalar(name, value))
         for name, all_ in histograms.items():
-            found.MergeFrom(summary.histogram(name, np.asarray(all_), "tensorflow"))
+            found.MergeFrom(summary.histogram(name, np.asarray(all_), "auto"))
         try:
             if self._file is None:
                 self._file = self._open()
