@@ -77,6 +77,7 @@ _REWARD = {
     "overlong_penalty": 1.0,
     "deadline_s": 30.0,
     "max_failed_share": 0.5,
+    "isolate": False,
 }
 _TASK_TEXTS = ("data_dir", "train_data", "eval_data", "tokenizer_dir", "template")
 _OBJECTIVE_OPTIONS = (

@@ -20,12 +20,14 @@ PRELUDE = """
     def say(word):
         print(word, flush=True)
     def hang():  # as C code does that no exception ends
-        say("hangs")
+        words = "hangs"
         while True:
             try:
+                words, word = "", words
+                say(word)
                 time.sleep(3600)
             except BaseException as error:
-                say(type(error).__name__)
+                words = type(error).__name__
 """
 
 

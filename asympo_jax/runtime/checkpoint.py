@@ -197,11 +197,7 @@ class Checkpointer:
 
     def close(self) -> None:
         """Ends the threads of Orbax; what is being written is finished, or lost if it cannot be."""
-        try:
-            self._manager.wait_until_finished()
-        except Exception:  # told by `wait`, or the run has another cause to end
-            pass
-        finally:
+        with contextlib.suppress(Exception):  # told by `wait`, or the run has another cause to end
             self._manager.close()
 
     @contextlib.contextmanager

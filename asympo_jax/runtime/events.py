@@ -64,14 +64,15 @@ class EventWriter:
                 self._file.flush()
                 self._flushed = self._clock()
         except OSError:
-            self._file = None
+            self.close()
             raise
 
     def close(self) -> None:
-        """Closes the file, if that can be done; events cannot be lost more than once."""
-        if self._file is not None:
+        """Closes the file, whether or not what is left can be written."""
+        file, self._file = self._file, None
+        if file is not None:
             with contextlib.suppress(OSError):
-                self._file.close()
+                file.close()
 
     def _open(self) -> Any:
         """A new file; the first one hides what earlier attempts wrote of the same updates."""
