@@ -8,6 +8,7 @@ import pathlib
 import random
 import signal
 
+import pytest
 from moments import Ended, Moment, run
 from tiny_runs import processes_about, wait_until
 
