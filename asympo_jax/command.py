@@ -1,7 +1,9 @@
 """What the command lines share: flags, the config, and errors as one sentence with an exit code.
 
 Exit codes: 0 done · 1 the run failed · 2 wrong input, nothing was started · 3 a loss, a gradient or
-parameters are no longer finite · 130 interrupted · 143 terminated, or the terminal was closed.
+parameters are no longer finite · 75 asked to end by SIGTERM or SIGHUP, and everything is saved ·
+130 interrupted · 143 terminated before it could save. After 1, 75, 130 and 143 the same command
+carries on from the last checkpoint.
 """
 
 import contextlib
@@ -63,14 +65,15 @@ def fields_given() -> dict[str, Any]:
 _GOES_ON = "the same command carries on from the last checkpoint"
 
 
-def run(main: Callable[[], None], advice: str = _GOES_ON) -> None:
+def run(main: Callable[[], None], advice: str = _GOES_ON, end_s: float = interrupts.END_S) -> None:
     """Parses the flags, calls `main`, and ends the process with its exit code.
 
     Args:
         main: the program.
         advice: to the person who stopped it.
+        end_s: seconds that it may take to end after a signal.
     """
-    app.run(lambda _: _guard(main, advice), flags_parser=_parse)
+    app.run(lambda _: _guard(main, advice, end_s), flags_parser=_parse)
 
 
 @contextlib.contextmanager
@@ -106,9 +109,9 @@ def _end(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _guard(main: Callable[[], None], advice: str) -> None:
+def _guard(main: Callable[[], None], advice: str, end_s: float) -> None:
     """Turns what broke a run into a sentence and an exit code."""
-    interrupts.install()
+    interrupts.install(advice, end_s)
     try:
         main()
     except RunFailed as error:

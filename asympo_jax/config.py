@@ -16,11 +16,10 @@ from asympo_jax import objectives, schedule
 from asympo_jax.defaults import default_config
 from asympo_jax.learning import OptimizerConfig, WarmupConfig
 from asympo_jax.models import LoraConfig, ModelConfig
+from asympo_jax.outputs import CheckpointConfig, LogConfig
 from asympo_jax.sections import (
-    CheckpointConfig,
     EvalConfig,
     LearnerConfig,
-    LogConfig,
     RewardConfig,
     SamplerConfig,
 )

@@ -74,7 +74,13 @@ _LOG = {
     "tensorboard": True,
 }
 _RUNTIME = {"name": "local", "stall_s": 3600.0, "max_restarts": 3}
-_REWARD = {"overlong_buffer": 0, "overlong_penalty": 1.0, "deadline_s": 30.0}
+_REWARD = {
+    "overlong_buffer": 0,
+    "overlong_penalty": 1.0,
+    "deadline_s": 30.0,
+    "max_failed_share": 0.5,
+    "isolate": False,
+}
 _TASK_TEXTS = ("data_dir", "train_data", "eval_data", "tokenizer_dir", "template")
 _OBJECTIVE_OPTIONS = (
     "floor",
@@ -136,7 +142,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "process": unset(bool),
                 **{name: unset(str) for name in ("platform", "visible_devices")},
             },
-            "checkpoint": {"every_updates": 50, "keep": 2},
+            "checkpoint": {"every_updates": 50, "every_s": 0.0, "keep": 2, "grace_s": 25.0},
             "log": dict(_LOG),
             "runtime": {
                 **_RUNTIME,

@@ -1,8 +1,9 @@
-"""How a command ends: the exit codes, and the two ways in which a run breaks."""
+"""How a command ends: the exit codes, and the ways in which a run ends without its result."""
 
 FAILED = 1
 REFUSED = 2
 DIVERGED = 3
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the user is invited to retry
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -17,3 +18,9 @@ class Diverged(RunFailed):
     """One whose numbers are no longer finite, as another attempt would find again."""
 
     exit_code = DIVERGED
+
+
+class Stopped(RunFailed):
+    """One that was asked to end, and has saved all that it did."""
+
+    exit_code = STOPPED

@@ -7,7 +7,7 @@ command for checkpoints.
 import sys
 
 from asympo_jax import experiment
-from asympo_jax.processes import read_arguments
+from asympo_jax.processes import end_with_learner, read_arguments
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.compilation import keep_compiled
 from asympo_jax.runtime.evaluations import EvaluatorLoop
@@ -16,6 +16,7 @@ from asympo_jax.runtime.evaluations import EvaluatorLoop
 def main() -> int:
     """Pins itself, evaluates what the learner asks for until that closes the pipe."""
     given = read_arguments(__doc__)
+    end_with_learner(given)
     loop = EvaluatorLoop(given.fd)
     # XLA sizes its thread pool when the first array is made: pin before.
     placement.pin(given.cores)

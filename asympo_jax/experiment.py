@@ -128,10 +128,16 @@ def _make_pool(config: ExperimentConfig, task: Task) -> RewardPool | None:
             f"reward.num_processes=0: task {config.task_name!r} grades what may hang, it must be "
             "at least 1"
         )
+    if not num_processes and settings.isolate:
+        raise ValueError(
+            "reward.isolate=True with reward.num_processes=0: there is no process to copy, set "
+            "reward.num_processes=1 or reward.isolate=False"
+        )
     if not num_processes:
         return None
-    source = RewardSource(config.task_name, config.task_options, settings.function)
-    return RewardPool(source, num_processes, settings.deadline_s)
+    options, isolate = config.task_options, settings.isolate
+    source = RewardSource(config.task_name, options, settings.function, isolate)
+    return RewardPool(source, num_processes, settings.deadline_s, settings.max_failed_share)
 
 
 def _are_correct(pool: RewardPool, pairs: Sequence[tuple[Prompt, str]]) -> list[bool]:

@@ -1,11 +1,24 @@
-"""SIGINT, SIGTERM and SIGHUP as exceptions that cannot get lost.
+"""SIGINT, SIGTERM and SIGHUP: the first one ends a command in good order, the second one at once.
 
-A handler's exception is swallowed where Python ignores exceptions, as in destructors and callbacks
-of libraries. So a signal is remembered, too, and raised again where the work says that it is safe.
+In good order is an exception in the main thread or, on SIGTERM and SIGHUP where there is something
+to save, a call that asks for an end. A handler's exception is swallowed where Python ignores
+exceptions, as in destructors and callbacks of libraries, and comes late where C code is at work. So
+a signal is remembered, too, and raised again where the work says that it is safe; and a thread that
+hears of signals at any time ends the process at a second one, and when the time is up.
 """
 
+import contextlib
+import os
+import select
 import signal
-from typing import NoReturn
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from asympo_jax.endings import INTERRUPTED, STOPPED, TERMINATED
+
+END_S = 9.0  # for an end in good order
+_SAVED = 0  # the number of no signal: what was asked for is done
 
 
 class Terminated(BaseException):
@@ -17,24 +30,127 @@ _KINDS = {
     signal.SIGTERM: Terminated,
     signal.SIGHUP: Terminated,  # the terminal was closed
 }
-_received: list[type[BaseException]] = []
 
 
-def install() -> None:
-    """From now on these signals raise; one that this process was told to ignore stays ignored."""
+class _Ending:
+    """What is known of the end of this process.
+
+    Attributes:
+        received: what signals raised.
+        cleaning: called before an end at once.
+        ask: called on SIGTERM and SIGHUP instead of raising, if there is something to save.
+        grace_s: seconds from there to the end of saving.
+        asked: whether it was called.
+        told: descriptor that wakes the thread.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[type[BaseException]] = []
+        self.cleaning: list[Callable[[], object]] = []
+        self.ask: Callable[[], object] | None = None
+        self.grace_s = END_S
+        self.asked = False
+        self.told = -1
+
+
+_ending = _Ending()
+
+
+def install(advice: str = "", end_s: float = END_S) -> None:
+    """From now on these signals end the process; one that it was told to ignore stays ignored.
+
+    Args:
+        advice: to the person whose process has to end at once.
+        end_s: seconds that an end in good order may take.
+    """
+    heard, _ending.told = os.pipe()
+    os.set_blocking(_ending.told, False)
+    signal.set_wakeup_fd(_ending.told, warn_on_full_buffer=False)
+    threading.Thread(
+        target=_watch, args=(heard, end_s, advice), name="signals", daemon=True
+    ).start()
     for number in _KINDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _raise)
+            signal.signal(number, _handle)
 
 
 def raise_if_received() -> None:
     """Raises what a signal has asked for, if its exception was swallowed."""
-    if _received:
-        raise _received[0]
+    if _ending.received:
+        raise _ending.received[0]
 
 
-def _raise(number: int, frame: object) -> NoReturn:
-    """The handler."""
+@contextlib.contextmanager
+def asking(ask: Callable[[], object], grace_s: float) -> Iterator[None]:
+    """Within it SIGTERM and SIGHUP call `ask` and raise nothing; at its end all must be saved.
+
+    Args:
+        ask: makes the work come to its end; called in the main thread, wherever that is.
+        grace_s: seconds from the signal to the end of this context.
+    """
+    _ending.grace_s, _ending.ask = grace_s, ask
+    try:
+        yield
+        if _ending.asked and _ending.told >= 0:
+            os.write(_ending.told, bytes([_SAVED]))
+    finally:
+        _ending.ask = None
+
+
+def is_asked() -> bool:
+    """Whether a signal asked the work to come to its end."""
+    return _ending.asked
+
+
+@contextlib.contextmanager
+def cleaning(clean: Callable[[], object]) -> Iterator[None]:
+    """Within it `clean` is called in an end at once, in another thread than the main one."""
+    _ending.cleaning.append(clean)
+    try:
+        yield
+    finally:
+        _ending.cleaning.remove(clean)
+
+
+def _handle(number: int, frame: object) -> None:
+    """The handler; a second signal is the thread's."""
     kind = _KINDS[signal.Signals(number)]
-    _received.append(kind)
+    if kind is Terminated and _ending.ask is not None:
+        if not _ending.asked:
+            _ending.asked = True
+            _ending.ask()
+        return
+    _ending.received.append(kind)
     raise kind
+
+
+def _watch(heard: int, end_s: float, advice: str) -> None:
+    """Ends the process at a second signal, or when the time that the first one gave is up."""
+    first, is_saved, deadline = _SAVED, False, float("inf")
+    while True:
+        left_s = None if not first else max(0.0, deadline - time.monotonic())
+        if not select.select([heard], [], [], left_s)[0]:
+            _leave(first, is_saved, f"not in time; {advice}")
+        for number in os.read(heard, 64):
+            if number == _SAVED:
+                is_saved, deadline = True, time.monotonic() + end_s
+            elif number not in _KINDS:
+                continue
+            elif not first:
+                is_asked = _ending.ask is not None and number != signal.SIGINT
+                deadline = time.monotonic() + (_ending.grace_s if is_asked else end_s)
+                first = number
+            elif number != signal.SIGHUP:  # A closing terminal may send several.
+                _leave(number, is_saved, f"at once; {advice}")
+
+
+def _leave(number: int, is_saved: bool, words: str) -> None:
+    """Cleans up and ends the process, whatever its other threads are at."""
+    for clean in list(_ending.cleaning):
+        with contextlib.suppress(Exception):
+            clean()
+    is_interrupt = number == signal.SIGINT
+    words = f"error: {'interrupted' if is_interrupt else 'terminated'} {words}\n"
+    with contextlib.suppress(OSError):
+        os.write(2, words.encode())
+    os._exit(STOPPED if is_saved else INTERRUPTED if is_interrupt else TERMINATED)

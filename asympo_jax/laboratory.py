@@ -28,7 +28,7 @@ from asympo_jax.endings import DIVERGED, FAILED
 from asympo_jax.runtime import placement
 from asympo_jax.sweep_config import Case
 
-_TERMINATE_TIMEOUT_S = 20.0
+TERMINATE_TIMEOUT_S = 20.0  # for runs to save and to end
 
 
 def job_file(workdir: pathlib.Path, case: Case, suffix: str) -> pathlib.Path:
@@ -128,6 +128,11 @@ class Laboratory:
             threads.shutdown()
         return self._failed
 
+    def kill(self) -> None:
+        """Kills the runs; what they started ends by itself."""
+        for process in list(self._running):
+            process.kill()
+
     def _require_same_cores(self, learner_cores: int) -> None:
         """Refuses to go on with another number of cores, on which sums have other bits."""
         path = self._workdir / "jobs" / "learner_cores"
@@ -223,7 +228,7 @@ class Laboratory:
         try:
             for process in running:
                 process.terminate()
-            deadline = time.monotonic() + _TERMINATE_TIMEOUT_S
+            deadline = time.monotonic() + TERMINATE_TIMEOUT_S
             for process in running:
                 process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:

@@ -9,12 +9,14 @@ from asympo_jax.learning import TrainState, make_optimizer, make_sign_gradients,
 from asympo_jax.progress import Progress, say
 from asympo_jax.runtime.batches import BatchRecorder
 from asympo_jax.runtime.broker import Broker
+from asympo_jax.runtime.checkpoint import SaveCadence
 from asympo_jax.runtime.compilation import Compilations, make_step_watch
 from asympo_jax.runtime.evaluations import EvaluationLog
 from asympo_jax.runtime.learner import Cadence, Learner
 from asympo_jax.runtime.metrics import MetricsWriter
 from asympo_jax.runtime.pipeline import PipelineMeter
 from asympo_jax.runtime.publisher import Publisher
+from asympo_jax.runtime.reward_alarm import RewardAlarm
 from asympo_jax.runtime.sampler import SamplerLoop
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.settings import ExperimentConfig
@@ -26,7 +28,6 @@ def cadence_of(config: ExperimentConfig) -> Cadence:
     """What happens how often."""
     return Cadence(
         evaluate=config.eval.every_updates,
-        checkpoint=config.checkpoint.every_updates,
         rollouts=config.log.rollouts_every_updates,
         rollouts_groups=config.log.rollouts_groups,
         gradients=config.log.gradients_every_updates,
@@ -52,7 +53,6 @@ def make_learner(
     config: ExperimentConfig,
     parts: experiment.Parts,
     store: SnapshotStore,
-    workdir: pathlib.Path,
     broker: Broker,
     publisher: Publisher,
     writer: MetricsWriter,
@@ -81,15 +81,16 @@ def make_learner(
         group_size=config.group_size,
         num_positions=config.sampler.max_prompt_tokens + config.sampler.max_response_tokens,
         tokenizer=parts.task.tokenizer,
+        alarm=RewardAlarm(config.reward.max_failed_share, parts.task.tokenizer),
         publisher=publisher,
         meter=PipelineMeter(1 if in_process else config.sampler.count),
         in_step=in_process,
         stall_s=config.stall_s,
         cadence=cadence_of(config),
-        workdir=workdir,
         writer=writer,
         sample=_make_sample(config, parts, store, broker) if in_process else lambda: None,
         evaluations=log,
+        is_save_due=SaveCadence(config.checkpoint.every_updates, config.checkpoint.every_s).is_due,
         save=save,
         show=show,
         compiled=make_step_watch(compilations, _STEP, say),

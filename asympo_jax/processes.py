@@ -2,8 +2,13 @@
 
 import argparse
 import dataclasses
+import os
 import pathlib
+import select
+import signal
 import sys
+import threading
+import time
 
 from asympo_jax.config import from_plain, read_json, resolve
 from asympo_jax.progress import say
@@ -12,9 +17,11 @@ from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.evaluations import EvaluatorProcess
 from asympo_jax.runtime.leases import Holder
 from asympo_jax.runtime.local import LocalProcess
-from asympo_jax.runtime.snapshots import SnapshotStore
+from asympo_jax.runtime.snapshots import SnapshotStore, remove_if_unused
 from asympo_jax.runtime.supervisor import Supervisor
 from asympo_jax.settings import ExperimentConfig
+
+_GONE_S = 2.0  # from the end of a pipe to the end of a process that does not end by itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +93,31 @@ class Arguments:
     index: int
     fd: int
     submit_fd: int
+
+
+def end_with_learner(given: Arguments) -> None:
+    """From now on this process ends soon after the learner, whatever it is at work on.
+
+    Signals are the learner's alone to answer, although a scheduler sends them to every process.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave_to_learner)  # SIG_IGN would be inherited by what this starts
+    arguments = (given.fd, given.store.directory)
+    threading.Thread(target=_end_after, args=arguments, name="learner", daemon=True).start()
+
+
+def _leave_to_learner(number: int, frame: object) -> None:
+    """A handler that does nothing."""
+
+
+def _end_after(fd: int, snapshots: pathlib.Path) -> None:
+    """Waits for the other end of a pipe to be closed; removes what a killed learner left."""
+    pipe = select.poll()
+    pipe.register(fd, 0)
+    pipe.poll()
+    time.sleep(_GONE_S)
+    remove_if_unused(snapshots)
+    os._exit(1)
 
 
 def read_arguments(description: str | None) -> Arguments:

@@ -6,7 +6,7 @@ Not for use by hand: it needs that pipe and the snapshots of a running learner.
 import sys
 
 from asympo_jax import experiment
-from asympo_jax.processes import read_arguments
+from asympo_jax.processes import end_with_learner, read_arguments
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.compilation import keep_compiled
 from asympo_jax.runtime.local import LocalClient
@@ -16,6 +16,7 @@ from asympo_jax.runtime.sampler import SamplerLoop
 def main() -> int:
     """Pins itself, connects, samples until the learner closes the pipe."""
     given = read_arguments(__doc__)
+    end_with_learner(given)
     client = LocalClient(given.fd, given.submit_fd)
     sampler = given.config.sampler
     # XLA sizes its thread pool when the first array is made: pin before.

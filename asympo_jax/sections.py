@@ -150,6 +150,10 @@ class RewardConfig:
         num_processes: that a sampler grades with; 0 grades in the sampler itself, None leaves it to
             the task.
         deadline_s: seconds that one grading in a process may take.
+        max_failed_share: of recent groups, those that may have a response that could not be graded;
+            a run in which they are more ends.
+        isolate: whether each grading in a process begins with the state that the task was made
+            with, whatever the ones before did to it, at the price of a fork each.
     """
 
     function: str | None
@@ -157,6 +161,8 @@ class RewardConfig:
     overlong_penalty: float
     num_processes: int | None
     deadline_s: float
+    max_failed_share: float
+    isolate: bool
 
     def __post_init__(self):
         """Refuses values outside their range."""
@@ -168,6 +174,7 @@ class RewardConfig:
             raise ValueError(f"reward.num_processes={self.num_processes}: must be from 0 to 1024")
         if not 0 < self.deadline_s <= 3600:
             raise ValueError(f"reward.deadline_s={self.deadline_s}: must be above 0, at most 3600")
+        _require(self, "reward", lambda x: 0 <= x <= 1, "must be from 0 to 1", "max_failed_share")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,58 +228,6 @@ class EvalConfig:
             self, "eval", lambda x: 0 < x <= 1e6, "must be above 0, at most 1000000", "deadline_s"
         )
         _check_visible(self, "eval")
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """Checkpoints.
-
-    Attributes:
-        every_updates: 0 only at the end.
-        keep: newest ones kept.
-    """
-
-    every_updates: int
-    keep: int
-
-    def __post_init__(self):
-        """Refuses values outside their range."""
-        _require(self, "checkpoint", lambda x: x >= 0, "must not be negative", "every_updates")
-        _require(self, "checkpoint", lambda x: x >= 1, "must be at least 1", "keep")
-
-
-@dataclasses.dataclass(frozen=True)
-class LogConfig:
-    """What is written besides metrics.
-
-    Attributes:
-        rollouts_every_updates: readable samples; 0 writes none.
-        rollouts_groups: groups written each time.
-        gradients_every_updates: norms and angle of the gradients of positive and of negative
-            responses, at the cost of two gradients more; 0 never.
-        record_batches: newest updates whose batches are kept for replay; 0 keeps those of skipped
-            updates alone, see `runtime.batches`.
-        tensorboard: whether to write TensorBoard events.
-    """
-
-    rollouts_every_updates: int
-    rollouts_groups: int
-    gradients_every_updates: int
-    record_batches: int
-    tensorboard: bool
-
-    def __post_init__(self):
-        """Refuses values outside their range."""
-        _require(
-            self,
-            "log",
-            lambda x: x >= 0,
-            "must not be negative",
-            "rollouts_every_updates",
-            "rollouts_groups",
-            "gradients_every_updates",
-            "record_batches",
-        )
 
 
 def _check_visible(section: Any, name: str) -> None:

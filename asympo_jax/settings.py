@@ -7,12 +7,11 @@ from typing import Any
 from asympo_jax.learning import OptimizerConfig, StepConfig, WarmupConfig
 from asympo_jax.models import LoraConfig
 from asympo_jax.objectives import Objective
+from asympo_jax.outputs import CheckpointConfig, LogConfig
 from asympo_jax.runtime.tickets import Pacing
 from asympo_jax.sections import (
-    CheckpointConfig,
     EvalConfig,
     LearnerConfig,
-    LogConfig,
     RewardConfig,
     SamplerConfig,
 )

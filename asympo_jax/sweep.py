@@ -16,7 +16,7 @@ import pathlib
 
 from absl import flags
 
-from asympo_jax import command, laboratory, results, sweep_config, workdirs
+from asympo_jax import command, interrupts, laboratory, results, sweep_config, workdirs
 from asympo_jax.endings import RunFailed
 from asympo_jax.progress import say
 from asympo_jax.runtime import placement
@@ -51,7 +51,7 @@ def main() -> None:
             say,
             ended=lambda: keep(is_new=True),
         )
-    with lock:
+    with lock, interrupts.cleaning(lab.kill):
         try:
             failed = lab.run()
             out = keep(is_new=False)
@@ -72,4 +72,4 @@ def _environment(workdir: pathlib.Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, end_s=laboratory.TERMINATE_TIMEOUT_S + interrupts.END_S)

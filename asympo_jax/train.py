@@ -1,6 +1,9 @@
 """Trains: `python -m asympo_jax.train --config=configs/arithmetic.py --workdir=DIR`.
 
-The same command on the same workdir carries on where it stopped.
+The same command on the same workdir carries on where it stopped. SIGTERM saves, then stops.
+Exit codes: 0 done · 1 the run failed, the last line says why · 2 wrong input, nothing was started ·
+3 numbers are no longer finite, as they would be again · 75 asked to stop, and everything is saved ·
+130 interrupted · 143 terminated before it could save. docs/faults.md says what to do after each.
 """
 
 from absl import flags

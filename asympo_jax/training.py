@@ -7,6 +7,7 @@ the samplers start before the learner loads or compiles anything, so that all do
 import contextlib
 import dataclasses
 import pathlib
+import shutil
 import time
 import uuid
 from typing import IO, Any
@@ -14,7 +15,7 @@ from typing import IO, Any
 import jax
 
 from asympo_jax import experiment, interrupts, states, workdirs
-from asympo_jax.endings import Diverged, RunFailed
+from asympo_jax.endings import Diverged, RunFailed, Stopped
 from asympo_jax.initial import check_initial, initial_params
 from asympo_jax.learning import TrainState
 from asympo_jax.loops import cadence_of, make_learner, make_publisher
@@ -32,7 +33,7 @@ from asympo_jax.runtime.evaluations import (
     EvaluatorEnded,
 )
 from asympo_jax.runtime.leases import Closed, Refused, Stalled
-from asympo_jax.runtime.metrics import MetricsRefused, MetricsWriter, read_metrics
+from asympo_jax.runtime.metrics import MetricsWriter
 from asympo_jax.runtime.publisher import NonFinite
 from asympo_jax.runtime.snapshots import (
     SnapshotRefused,
@@ -54,7 +55,6 @@ _CAUSES = (
     RewardError,
     SnapshotRefused,
     CheckpointRefused,
-    MetricsRefused,
     OSError,  # a full disk, a directory that is gone
 )
 
@@ -97,7 +97,7 @@ class Prepared:
             raise RunFailed(str(error)) from error
         run_id = uuid.uuid4().hex[:12]
         directory, lock = make_snapshot_directory(self.config.snapshot_dir, run_id)
-        with lock:
+        with lock, interrupts.cleaning(lambda: shutil.rmtree(directory, ignore_errors=True)):
             store = SnapshotStore(directory, run_id, self.config.sampler.params_dtype)
             try:
                 run = _Run(self.config, self.parts, self.workdir, store, run_id)
@@ -114,7 +114,10 @@ class Prepared:
             finally:
                 store.remove()
         result["wall_s"] = round(time.monotonic() - start, 3)
-        workdirs.write_result(self.workdir, result)
+        try:
+            workdirs.write_result(self.workdir, result)
+        except OSError as failure:
+            raise RunFailed(f"{failure}; the same command writes the result") from failure
         return result
 
 
@@ -137,7 +140,7 @@ def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
     lock = workdirs.lock(workdir)
     try:
         return Prepared(config, parts, workdir, workdirs.prepare(workdir, config), lock)
-    except ValueError:
+    except (ValueError, OSError):
         lock.close()
         raise
 
@@ -162,7 +165,7 @@ class _Run:
         config, compilations = self.config, Compilations()
         # Left in the reverse order: the broker is closed first, then those who wait for it end.
         with contextlib.ExitStack() as stack:
-            checkpointer = Checkpointer(self.workdir, config.checkpoint.keep)
+            checkpointer = Checkpointer(self.workdir, config.checkpoint.keep, is_owner=True)
             stack.callback(checkpointer.close)
             broker = Broker(
                 config.pacing,
@@ -175,7 +178,7 @@ class _Run:
             evaluations = self._start_processes(stack, broker, all_cores)
             stack.callback(broker.close)
             state = self._first_state(checkpointer, broker)
-            writer = MetricsWriter(self.workdir, int(state.update), config.log.tensorboard)
+            writer = MetricsWriter(self.workdir, int(state.update), config.log.tensorboard, say)
             stack.callback(writer.close)
             broker.open(int(state.update))
             progress = Progress(config.pacing.num_updates)
@@ -186,12 +189,18 @@ class _Run:
             publisher = make_publisher(config, self.store, self.workdir, broker, int(state.update))
             stack.callback(publisher.close, _STOP_TIMEOUT_S)
             learner = make_learner(
-                config, self.parts, self.store, self.workdir, broker, publisher, writer, progress,
-                log, compilations, lambda state: self._save(checkpointer, broker, state),
+                config, self.parts, self.store, broker, publisher, writer, progress, log,
+                compilations, lambda state: self._save(checkpointer, broker, state),
             )  # fmt: skip
-            state = learner.run(state)
-            self._save(checkpointer, broker, state)
-            checkpointer.wait()
+            with interrupts.asking(broker.close, config.checkpoint.grace_s):
+                state = learner.run(state)
+                self._save(checkpointer, broker, state)
+                checkpointer.wait()
+            if interrupts.is_asked():
+                raise Stopped(
+                    f"stopped as asked after update {int(state.update)} of "
+                    f"{config.pacing.num_updates}, which is saved; the same command carries on"
+                )
             after = log.last(int(state.update), state.policy, interrupts.raise_if_received)
             result = {
                 "objective": config.objective.name,
@@ -229,12 +238,8 @@ class _Run:
             log.request(0, state.policy)
             return
         progress.resume(update)
-        known = {
-            line["update"]
-            for line in read_metrics(self.workdir / "metrics.jsonl")
-            if "eval/accuracy" in line
-        }
         # The newest first: those that do not fit are the older ones. The last one comes by itself.
+        known = log.writer.evaluated
         for version in reversed(self.store.versions()):
             due = version == 0 or cadence_of(self.config).is_evaluated(version)
             if due and version not in known and version < self.config.pacing.num_updates:

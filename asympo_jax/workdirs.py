@@ -8,12 +8,14 @@ import fcntl
 import json
 import os
 import pathlib
+import platform
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 import ml_collections
 
 from asympo_jax.config import from_plain, read_json
+from asympo_jax.runtime.files import replace
 from asympo_jax.settings import ExperimentConfig
 
 # What may change between two calls on one workdir: what ticket order trains is the same.
@@ -24,6 +26,7 @@ _FREE = (
     "log.",
     "runtime.",
     "queue.",
+    "reward.max_failed_share",
     "sampler.count",
     "learner.max_skipped_updates",
     "warmup.dir",
@@ -43,12 +46,17 @@ def prepare(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] |
     """Writes the config into the locked directory; returns the result of a complete run.
 
     Raises:
-        ValueError: it cannot be used, or holds a run of another config.
+        ValueError: it cannot be used or written, has a link that leads out of it, or holds a run
+            of another config.
     """
+    _require_inside(workdir)
     found = result(workdir, config)
     if found is None:
-        path = workdir / "config.json"
-        replace(path, json.dumps(config.source, indent=2, sort_keys=True) + "\n")
+        text = json.dumps(config.source, indent=2, sort_keys=True) + "\n"
+        try:
+            replace(workdir / "config.json", text)
+        except OSError as error:
+            raise ValueError(f"workdir={workdir}: cannot be written ({error})") from error
     return found
 
 
@@ -126,7 +134,8 @@ def lock(workdir: pathlib.Path) -> IO[str]:
         ValueError: another run has it.
     """
     try:
-        file = (workdir / ".lock").open("a+")
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = open(os.open(workdir / ".lock", flags, 0o666), "a+")  # noqa: SIM115
     except OSError as error:
         raise ValueError(f"workdir={workdir}: its .lock cannot be opened ({error})") from error
     try:
@@ -139,7 +148,7 @@ def lock(workdir: pathlib.Path) -> IO[str]:
             f"workdir={workdir}: is in use by the run with process id {owner}; use another workdir"
         ) from error
     file.truncate(0)
-    file.write(str(os.getpid()))
+    file.write(f"{os.getpid()} on {platform.node()}")
     file.flush()
     return file
 
@@ -154,11 +163,15 @@ def write_result(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
     replace(workdir / "result.json", json.dumps(result, indent=2) + "\n")
 
 
-def replace(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all: beside its name, then renamed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    os.replace(partial, path)
+def _require_inside(workdir: pathlib.Path) -> None:
+    """Refuses links that lead out of the directory, whose targets a run would write to."""
+    inside = workdir.resolve()
+    for path in workdir.iterdir():
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise ValueError(
+                f"workdir={workdir}: its {path.name!r} is a link to {path.resolve()}, out of it; "
+                "make the workdir itself the link, or remove this one"
+            )
 
 
 def _require_empty(workdir: pathlib.Path) -> None:

@@ -22,6 +22,7 @@ ROOMS_OF_FLOOR = {
         "config",
         "defaults",
         "sections",
+        "outputs",
         "schedule",
         "settings",
         "states",

@@ -48,6 +48,7 @@ class Obeys(Arithmetic):
     """`hang`, `die`, … and a number for a reward of that number."""
 
     calls = 0
+    spoilt = False
 
     def reward(self, prompt, text):
         word, _, argument = text.partition(" ")
@@ -82,6 +83,16 @@ class Obeys(Arithmetic):
             case "copy":
                 os.fork()  # both go on
                 return 0.5
+            case "spoil":
+                Obeys.spoilt = True
+                os.environ["SPOILT"] = "yes"
+                os.chdir("/")
+                signal.signal(signal.SIGALRM, signal.SIG_IGN)
+                return 0.5
+            case "spoilt":
+                alarm = signal.getsignal(signal.SIGALRM)
+                is_old = (os.getcwd() != "/", alarm == signal.SIG_DFL, "SPOILT" not in os.environ)
+                return float(not all(is_old) or Obeys.spoilt)
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "exit":

@@ -236,3 +236,18 @@ class RaisesInPool(Digits):
 
     def correct(self, prompt, text):
         return False
+
+
+class Few(Digits):
+    """Has fewer prompts than an update trains on."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_train = 3
+
+
+class AllTheSame(Digits):
+    """Rewards every response alike."""
+
+    def reward(self, prompt, text):
+        return 0.5

@@ -71,6 +71,12 @@ WRONG = [
     ),
     (dict(lag=0, queue__capacity=99, sampler__count=2), ["sampler.count=2: must be at most 1,"]),
     (dict(sampler__segment=25), ["sampler.segment=25", "sampler.max_response_tokens=24"]),
+    (dict(checkpoint__every_updates=-1), ["checkpoint.every_updates=-1", "must not be negative"]),
+    (dict(checkpoint__every_s=float("nan")), ["checkpoint.every_s=nan", "0 to 1000000"]),
+    (dict(checkpoint__keep=0), ["checkpoint.keep=0", "at least 1"]),
+    (dict(checkpoint__grace_s=0.0), ["checkpoint.grace_s=0.0", "above 0, at most 3600"]),
+    (dict(log__rollouts_groups=-1), ["log.rollouts_groups=-1", "must not be negative"]),
+    (dict(reward__max_failed_share=1.5), ["reward.max_failed_share=1.5", "from 0 to 1"]),
     (dict(sampler__lanes=33), ["sampler.lanes=33", "sampler.prompts_per_lease=32"]),
 ]
 
@@ -217,6 +223,7 @@ COMMANDS = [
     (["--config.candidates_per_update=31"], "candidates_per_update=31"),
     (["--config.refresh_every_updates=2", "--config.order=completion"], "order='completion'"),
     (["--config.runtime.compilation_cache=/dev/null/x"], "runtime.compilation_cache=/dev/null/x"),
+    (["--config.reward.isolate=True"], "reward.isolate=True with reward.num_processes=0"),
     (["--workdir="], "--workdir is empty"),
 ]
 

@@ -6,8 +6,11 @@ import multiprocessing
 import os
 import pathlib
 import runpy
+import select
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 from asympo_jax.runtime.metrics import read_metrics
 
@@ -136,3 +139,25 @@ def _train(stderr: pathlib.Path, flags: list[str]) -> None:
     os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT), 2)
     sys.argv = ["train", *flags]
     runpy.run_module("asympo_jax.train", run_name="__main__", alter_sys=True)
+
+
+def processes_about(path: pathlib.Path) -> list[int]:
+    """Live processes whose command line names `path`."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes()
+            state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+        except (OSError, IndexError):
+            continue
+        if entry.name.isdigit() and str(path).encode() in command and state != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    """Waits for a state that no process tells of; False if it never comes."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition() and time.monotonic() < deadline:
+        select.select([], [], [], 0.05)
+    return condition()

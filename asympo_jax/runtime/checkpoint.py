@@ -8,7 +8,8 @@ snapshots of the lag window let them be sampled again exactly.
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -40,17 +41,49 @@ class Restored:
     snapshots: dict[int, Any]
 
 
+class SaveCadence:
+    """When a checkpoint is due: every so many updates, and every so many seconds.
+
+    Args:
+        every_updates: 0 is never.
+        every_s: 0 is never.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, every_updates: int, every_s: float, clock: Callable[[], float] = time.monotonic
+    ):
+        """The seconds begin."""
+        self._every_updates = every_updates
+        self._every_s = every_s
+        self._clock = clock
+        self._last = clock()
+
+    def is_due(self, version: int) -> bool:
+        """Whether one is due after an update; if so, the seconds begin anew."""
+        by_count = self._every_updates > 0 and version % self._every_updates == 0
+        now = self._clock()
+        is_due = by_count or 0 < self._every_s <= now - self._last
+        if is_due:
+            self._last = now
+        return is_due
+
+
 class Checkpointer:
     """Checkpoints of one run.
 
     Args:
         workdir: the run's directory; they are under `checkpoints/`.
         keep: newest ones kept.
+        is_owner: whether this process has the workdir to itself, and so may remove what a process
+            that was killed left half written.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int):
+    def __init__(self, workdir: pathlib.Path, keep: int, is_owner: bool = False):
         """Opens the directory."""
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, cleanup_tmp_directories=is_owner
+        )
         self._manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
             options=options,
@@ -164,11 +197,7 @@ class Checkpointer:
 
     def close(self) -> None:
         """Ends the threads of Orbax; what is being written is finished, or lost if it cannot be."""
-        try:
-            self._manager.wait_until_finished()
-        except Exception:  # told by `wait`, or the run has another cause to end
-            pass
-        finally:
+        with contextlib.suppress(Exception):  # told by `wait`, or the run has another cause to end
             self._manager.close()
 
     @contextlib.contextmanager

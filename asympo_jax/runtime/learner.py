@@ -5,7 +5,6 @@ step; whatever needs numbers from the device comes one update later.
 """
 
 import dataclasses
-import pathlib
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -16,14 +15,15 @@ import numpy as np
 from asympo_jax.learning import TrainState, informative_groups, make_batch
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.evaluations import EvaluationLog
-from asympo_jax.runtime.metrics import MetricsWriter, write_rollouts
+from asympo_jax.runtime.leases import Closed
+from asympo_jax.runtime.metrics import MetricsWriter
 from asympo_jax.runtime.pipeline import PipelineMeter
 from asympo_jax.runtime.publisher import Published, Publisher, Update
+from asympo_jax.runtime.reward_alarm import RewardAlarm
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.runtime.tickets import Pacing
-from asympo_jax.tasks import RewardError
 from asympo_jax.tokenizers import Tokenizer
-from asympo_jax.types import Batch, GradingFailure, Group, StopReason
+from asympo_jax.types import Batch, Group, StopReason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +32,12 @@ class Cadence:
 
     Attributes:
         evaluate: evaluation.
-        checkpoint: checkpoints.
         rollouts: readable samples.
         rollouts_groups: groups written each time.
         gradients: norms and angle of the two halves of the gradient.
     """
 
     evaluate: int
-    checkpoint: int
     rollouts: int
     rollouts_groups: int
     gradients: int
@@ -63,16 +61,17 @@ class Learner:
         group_size: G.
         num_positions: T of a batch.
         tokenizer: to write readable samples.
+        alarm: looks at what could not be graded.
         publisher: what updates are handed over to.
         meter: of the pipeline.
         in_step: whether each update is published before the next batch is asked for.
         stall_s: seconds to wait for a group.
         cadence: what happens how often.
-        workdir: the run's directory.
         writer: metrics.
         sample: called before each batch is taken; the synchronous loop samples here.
         evaluations: where they are asked for and written down.
-        save: called with the state when a checkpoint is due.
+        is_save_due: called with each version once, whether a checkpoint is due after it.
+        save: called with the state then.
         show: called with each update's metrics, for people.
         compiled: called with a version once its update was given to the device; metrics of what
             was compiled so far.
@@ -87,15 +86,16 @@ class Learner:
     group_size: int
     num_positions: int
     tokenizer: Tokenizer
+    alarm: RewardAlarm
     publisher: Publisher
     meter: PipelineMeter
     in_step: bool
     stall_s: float
     cadence: Cadence
-    workdir: pathlib.Path
     writer: MetricsWriter
     sample: Callable[[], None]
     evaluations: EvaluationLog
+    is_save_due: Callable[[int], bool]
     save: Callable[[TrainState], None]
     show: Callable[[int, dict[str, float]], None]
     compiled: Callable[[int], Mapping[str, float]]
@@ -103,20 +103,30 @@ class Learner:
     def run(self, state: TrainState) -> TrainState:
         """Updates until `num_updates`; returns the last state, which is not evaluated yet.
 
+        Where the broker is closed without a cause the run was asked to stop: the last state is that
+        of an earlier update, and its snapshot is published.
+
         Raises:
             Closed: a sampler failed; it carries the cause.
             Stalled: no group came in within `stall_s`.
             EvaluatorEnded: there will be no more evaluations.
             NonFinite: too many updates in a row were not finite.
-            RewardError: no group of an update could be graded.
+            RewardError: too few groups could be graded.
         """
         try:
             for version in range(int(state.update) + 1, self.pacing.num_updates + 1):
                 state, update = self._update(state, version)
                 # The line of an update is written while the next one runs.
                 self._account(self.publisher.hand_over(update))
-                if self._must_wait(version):
-                    self._follow_up(state, version)
+                is_saved = self.is_save_due(version)
+                if is_saved or self._must_wait(version):
+                    self._follow_up(state, version, is_saved)
+            return state
+        except Closed as closed:
+            # Between two updates: no other call raises it.
+            self._account(self.publisher.wait())
+            if closed.cause is not None:
+                raise
             return state
         except Exception:
             # What broke the update before is the cause, and the line of one that did not is kept.
@@ -129,9 +139,10 @@ class Learner:
         self.sample()
         candidates = self.broker.next_batch(self.stall_s)
         taken = time.monotonic()
+        self.alarm.check(candidates, update)
         chosen = informative_groups(candidates, self.prompts_per_update)
         batch = make_batch(chosen, self.group_size, self.num_positions)
-        groups = _graded(chosen, update)
+        groups = [group for group in chosen if group.is_graded]
         due = _due(version, self.cadence.gradients)
         more_metrics = self.sign_gradients(state, batch) if due else {}
         state, metrics = self.step(state, batch)
@@ -155,17 +166,17 @@ class Learner:
 
     def _must_wait(self, version: int) -> bool:
         """Whether an update must be published before the next one begins."""
-        is_due = self.cadence.is_evaluated(version) or _due(version, self.cadence.checkpoint)
+        is_due = self.cadence.is_evaluated(version)
         return self.in_step or is_due or version == self.pacing.num_updates
 
-    def _follow_up(self, state: TrainState, version: int) -> None:
+    def _follow_up(self, state: TrainState, version: int, is_saved: bool) -> None:
         """What needs the newest update: its evaluation and its checkpoint."""
         published = self.publisher.wait()
         more, is_last = {}, version == self.pacing.num_updates
         if self.cadence.is_evaluated(version) and not is_last:
             more = {"eval/left_out": not self.evaluations.request(version, state.policy)}
         self._account(published, more)
-        if _due(version, self.cadence.checkpoint) and not is_last:
+        if is_saved and not is_last:
             self.save(state)
 
     def _account(
@@ -178,14 +189,14 @@ class Learner:
             self.store.prune(version - self.pacing.max_lag, needed)
             self.meter.add(one)
             metrics = one.metrics | dict(update.counts) | self.meter.metrics() | dict(more)
+            metrics |= self.writer.metrics()
             lags = {"lag/histogram": lags_of(update.groups, version - 1)}
             self.writer.write(version, metrics, lags)
             self.evaluations.collect()
             self.show(version, metrics)
             if _due(version, self.cadence.rollouts):
-                path = self.workdir / "rollouts" / f"update_{version:08d}.jsonl"
                 shown = update.groups[: self.cadence.rollouts_groups]
-                write_rollouts(path, shown, version - 1, self.tokenizer)
+                self.writer.write_rollouts(version, shown, self.tokenizer)
 
 
 def lags_of(groups: Sequence[Group], update: int) -> list[int]:
@@ -202,19 +213,6 @@ def group_metrics(groups: Sequence[Group], update: int) -> dict[str, float]:
         "lag/max": float(max(lags)),
         "response/truncated_share": float((stops == StopReason.LENGTH).mean()),
     }
-
-
-def _graded(chosen: Sequence[Group], update: int) -> list[Group]:
-    """The groups that an update trains on: those of a batch that could be graded."""
-    graded = [group for group in chosen if group.is_graded]
-    if not graded:
-        kinds = np.concatenate([group.failure_G for group in chosen if group.failure_G is not None])
-        counts = ", ".join(f"{(kinds == kind).sum()} {kind.name}" for kind in GradingFailure)
-        raise RewardError(
-            f"update {update}: none of its {len(chosen)} groups could be graded; its responses by "
-            f"what became of them: {counts.lower()}"
-        )
-    return graded
 
 
 def _due(version: int, every: int) -> bool:

@@ -8,13 +8,16 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
-import numpy as np
-
+from asympo_jax.runtime.events import EventWriter
+from asympo_jax.runtime.files import Lines, replace
 from asympo_jax.tokenizers import Tokenizer
 from asympo_jax.types import Group, StopReason
+
+T = TypeVar("T")
 
 
 class MetricsRefused(ValueError):
@@ -22,26 +25,39 @@ class MetricsRefused(ValueError):
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl` in a run's directory.
+    """Writes metrics and readable samples into a run's directory; what fails there ends no run.
+
+    A failure is told once of each file, counted, and the lines of metrics are tried again with the
+    next one.
 
     Args:
         workdir: the run's directory.
         resumed_at: the update from which the run carries on; later lines of an earlier attempt are
             dropped, so every update and every evaluation stands there once.
         tensorboard: whether to write events, too.
+        warn: called with a sentence, for people.
+
+    Attributes:
+        evaluated: updates whose evaluations are in the lines that were kept.
     """
 
-    def __init__(self, workdir: pathlib.Path, resumed_at: int, tensorboard: bool):
-        """Opens the files."""
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        resumed_at: int,
+        tensorboard: bool,
+        warn: Callable[[str], object] = warnings.warn,
+    ):
+        """Drops what is written again."""
+        self._workdir = workdir
+        self._warn = warn
+        self._warned: set[str] = set()
+        self._num_failures = 0
         path = workdir / "metrics.jsonl"
-        if path.exists():
-            # A run that starts again from nothing writes its update 0 again, too.
-            kept = [x for x in read_metrics(path) if resumed_at and x["update"] <= resumed_at]
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(partial, path)
-        self._file = path.open("a", buffering=1)
-        self._events = _events_writer(workdir, resumed_at) if tensorboard else None
+        kept = self._attempt("metrics.jsonl", lambda: _keep_until(path, resumed_at)) or []
+        self.evaluated = {line["update"] for line in kept if "eval/accuracy" in line}
+        self._lines = Lines(path)
+        self._events = EventWriter(workdir / "tensorboard", resumed_at + 1) if tensorboard else None
 
     def write(
         self,
@@ -61,18 +77,76 @@ class MetricsWriter:
             name: {str(value): count for value, count in sorted(collections.Counter(all_).items())}
             for name, all_ in (histograms or {}).items()
         }
-        self._file.write(json.dumps({"update": update, **as_written(values), **counts}) + "\n")
-        if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, update)
-            for name, all_ in (histograms or {}).items():
-                self._events.add_histogram(name, np.asarray(all_), update)
+        line = json.dumps({"update": update, **as_written(values), **counts})
+        self._attempt("metrics.jsonl", lambda: self._lines.append(line))
+        events = self._events
+        if events is not None:
+            self._attempt("tensorboard", lambda: events.write(update, values, histograms or {}))
+
+    def write_rollouts(self, update: int, groups: Sequence[Group], tokenizer: Tokenizer) -> None:
+        """Readable samples, a JSON line a response: prompt, response, reward, lag, why it stopped.
+
+        Args:
+            update: number of updates done, the last of which trained on the groups.
+            groups: to be written.
+            tokenizer: ids to text.
+        """
+        path = self._workdir / "rollouts" / f"update_{update:08d}.jsonl"
+        lines = _rollouts(groups, update - 1, tokenizer)
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+        def write() -> None:
+            path.parent.mkdir(exist_ok=True)
+            replace(path, text)
+
+        self._attempt("rollouts", write)
+
+    def metrics(self) -> dict[str, float]:
+        """`log/failures`: how often something could not be written so far."""
+        return {"log/failures": self._num_failures}
 
     def close(self) -> None:
-        """Closes the files."""
-        self._file.close()
+        """Writes what waits, if that can be done, and closes the files."""
+        self._attempt("metrics.jsonl", self._lines.close)
+        lost = self._lines.num_lost + self._lines.num_waiting
+        if lost:
+            self._warn(f"{self._workdir / 'metrics.jsonl'}: {lost} lines are lost")
         if self._events is not None:
             self._events.close()
+
+    def _attempt(self, name: str, write: Callable[[], T]) -> T | None:
+        """What `write` returns; None where the disk is in the way."""
+        try:
+            return write()
+        except (OSError, MetricsRefused) as error:
+            self._num_failures += 1
+            if name not in self._warned:
+                self._warned.add(name)
+                self._warn(
+                    f"{self._workdir / name}: cannot be written ({error}); training goes on, and "
+                    "log/failures counts how often"
+                )
+            return None
+
+
+def _keep_until(path: pathlib.Path, resumed_at: int) -> list[dict[str, Any]]:
+    """Drops the lines of later updates from a file; returns those that it keeps.
+
+    Raises:
+        MetricsRefused: the file is damaged; it is out of the way, under another name.
+        OSError: it cannot be written.
+    """
+    if not path.exists():
+        return []
+    try:
+        found = read_metrics(path)
+    except MetricsRefused as error:
+        os.replace(path, path.with_name("metrics.damaged.jsonl"))
+        raise MetricsRefused(f"{error}, so it is kept as metrics.damaged.jsonl") from error
+    # A run that starts again from nothing writes its update 0 again, too.
+    kept = [line for line in found if resumed_at and line["update"] <= resumed_at]
+    replace(path, "".join(json.dumps(line) + "\n" for line in kept))
+    return kept
 
 
 def as_written(metrics: Mapping[str, float]) -> dict[str, float | None]:
@@ -105,33 +179,20 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     return [lines[update] for update in sorted(lines)]
 
 
-def write_rollouts(
-    path: pathlib.Path,
-    groups: Sequence[Group],
-    version: int,
-    tokenizer: Tokenizer,
-) -> None:
-    """Readable samples, a JSON line a response: prompt, response, reward, lag, why it stopped."""
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w") as file:
-        for group in groups:
-            prompt = tokenizer.decode(group.prompt_S.tolist())
-            for member, length in enumerate(group.length_G):
-                line = {
-                    "ticket": group.ticket,
-                    "version": group.version,
-                    "lag": version - group.version,
-                    "prompt": prompt,
-                    "response": tokenizer.decode(group.response_GT[member, :length].tolist()),
-                    "reward": round(float(group.reward_G[member]), 6),
-                    "tokens": int(length),
-                    "stop": StopReason(group.stop_G[member]).name.lower(),
-                }
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def _events_writer(workdir: pathlib.Path, resumed_at: int) -> Any:
-    """TensorBoard's writer; imported here because it is slow to load."""
-    import tensorboardX
-
-    return tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
+def _rollouts(
+    groups: Sequence[Group], version: int, tokenizer: Tokenizer
+) -> Iterator[dict[str, Any]]:
+    """A response each, of groups that the update of a version trained on."""
+    for group in groups:
+        prompt = tokenizer.decode(group.prompt_S.tolist())
+        for member, length in enumerate(group.length_G):
+            yield {
+                "ticket": group.ticket,
+                "version": group.version,
+                "lag": version - group.version,
+                "prompt": prompt,
+                "response": tokenizer.decode(group.response_GT[member, :length].tolist()),
+                "reward": round(float(group.reward_G[member]), 6),
+                "tokens": int(length),
+                "stop": StopReason(group.stop_G[member]).name.lower(),
+            }

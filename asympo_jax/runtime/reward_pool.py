@@ -58,11 +58,13 @@ class RewardSource:
         task_name: name or import path of a task.
         task_options: of its constructor, plain data.
         function: import path of a reward instead of the task's; None for the task's.
+        isolate: whether each response is graded in a copy of a process that has graded nothing.
     """
 
     task_name: str
     task_options: Mapping[str, Any]
     function: str | None = None
+    isolate: bool = False
 
 
 class RewardPool:
@@ -72,16 +74,17 @@ class RewardPool:
         source: what they grade with.
         num_processes: at work at once, at least 1.
         deadline_s: seconds that one grading may take.
+        max_share: of many gradings, those that may fail.
 
     Attributes:
         counts: gradings by what became of them.
     """
 
-    def __init__(self, source: RewardSource, num_processes: int, deadline_s: float):
+    def __init__(self, source: RewardSource, num_processes: int, deadline_s: float, max_share=0.5):
         """Starts nothing yet."""
         setup = {**dataclasses.asdict(source), "deadline_s": deadline_s}
         self._workers = [_Worker(_line(setup), deadline_s) for _ in range(num_processes)]
-        self._deadline_s = deadline_s
+        self._deadline_s, self._max_share = deadline_s, max_share
         self.counts: Counter[GradingFailure] = Counter()
         # Also where nobody calls `close`: nothing is left behind when the pool or the program ends.
         self._finalizer = weakref.finalize(self, _stop, self._workers)
@@ -128,11 +131,12 @@ class RewardPool:
         return [graded[job] for job in range(len(pairs))]
 
     def _refuse_useless(self, texts: Sequence[str], graded: Sequence[Graded]) -> None:
-        """Raises once more than half of many gradings failed: nothing is learnt from such a run."""
+        """Raises once too many gradings failed: nothing is learnt from such a run."""
         counts, total, num_failed = self.counts, self.counts.total(), self.num_failed
         pairs = zip(texts, graded, strict=True)
         examples = [one.words or repr(text[:200]) for text, one in pairs if one.failure]
-        if num_failed < _MANY_FAILURES or 2 * num_failed <= total or not examples:
+        few = num_failed <= max(_MANY_FAILURES - 1, self._max_share * total)
+        if few or not examples:
             return
         raise RewardError(
             f"{num_failed} of {total} gradings failed: {counts[GradingFailure.TIMEOUT]} took "
@@ -209,8 +213,7 @@ class _Worker:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
+        for pipe in filter(None, (process.stdin, process.stdout)):
             pipe.close()
 
     def _start(self) -> None:
@@ -265,27 +268,24 @@ class _Worker:
         """Ends the process; its next job starts another."""
         assert self._process is not None
         if not self._is_ready:
-            late = failure == GradingFailure.TIMEOUT
-            raise RewardError(
-                f"a grading process was not ready after {_START_S:g} s"
-                if late
-                else "a grading process ended before it was ready; see what it printed"
-            )
+            how = f"was not ready after {_START_S:g} s"
+            if failure != GradingFailure.TIMEOUT:
+                how = "ended before it was ready; see what it printed"
+            raise RewardError(f"a grading process {how}")
         self.stop()
         return Graded(0.0, failure)
 
     def _pipes(self) -> tuple[int, int]:
         """Descriptors to write to and to read from."""
-        assert self._process is not None
-        assert self._process.stdin is not None and self._process.stdout is not None
-        return self._process.stdin.fileno(), self._process.stdout.fileno()
+        process = self._process
+        assert process and process.stdin and process.stdout
+        return process.stdin.fileno(), process.stdout.fileno()
 
 
 def _active(workers: list[_Worker]) -> list[_Worker]:
     """The workers, once one of them can go on or its time is up."""
     with selectors.DefaultSelector() as selector:
-        left_s = min(worker.watch(selector) for worker in workers)
-        selector.select(max(0.0, left_s))
+        selector.select(max(0.0, min(worker.watch(selector) for worker in workers)))
     return workers
 
 

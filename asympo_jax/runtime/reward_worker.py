@@ -26,13 +26,21 @@ def main() -> None:
     setup = json.loads(requests.readline())
     calls = _calls(setup)
     _answer(answers, {"ready": True})
-    process = os.getpid()
     for line in requests:
         request = json.loads(line)
+        child = os.fork() if setup["isolate"] else 0
+        if child:
+            _, status = os.waitpid(child, 0)
+            if status:
+                os._exit(_DIED)
+            continue
+        process = os.getpid()
         answer = _grade(calls[request["call"]], Prompt(**request["prompt"]), request["text"])
         if os.getpid() != process:
             os._exit(0)  # A copy of this process that a grader made; the original answers.
         _answer(answers, answer)
+        if setup["isolate"]:
+            os._exit(0)
 
 
 def _private_pipes() -> tuple[BinaryIO, BinaryIO]:

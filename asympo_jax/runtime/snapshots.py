@@ -134,7 +134,7 @@ def make_snapshot_directory(parent: str | None, run_id: str) -> tuple[pathlib.Pa
     if parent is None:
         parent = str(_RAM_DISK) if os.access(_RAM_DISK, os.W_OK) else tempfile.gettempdir()
     for lock_path in pathlib.Path(parent).glob(f"{_PREFIX}*/{_LOCK}"):
-        _remove_if_unused(lock_path)
+        remove_if_unused(lock_path.parent)
     while True:
         directory = pathlib.Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{run_id}-", dir=parent))
         lock = (directory / _LOCK).open("w")
@@ -144,13 +144,13 @@ def make_snapshot_directory(parent: str | None, run_id: str) -> tuple[pathlib.Pa
         lock.close()  # another run that starts took it for unused before it was locked
 
 
-def _remove_if_unused(lock_path: pathlib.Path) -> None:
-    """Removes a directory of ours whose lock nobody holds."""
+def remove_if_unused(directory: pathlib.Path) -> None:
+    """Removes a directory of `make_snapshot_directory` whose lock nobody holds."""
     try:
-        with lock_path.open() as lock:
+        with (directory / _LOCK).open() as lock:
             if os.fstat(lock.fileno()).st_uid == os.getuid():
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock_path.parent, ignore_errors=True)
+                shutil.rmtree(directory, ignore_errors=True)
     except OSError:
         return  # in use, or gone meanwhile
 

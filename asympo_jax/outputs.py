@@ -1,0 +1,64 @@
+"""What a run writes, as frozen dataclasses of their own fields, and how often."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints; there is always one at the end.
+
+    Attributes:
+        every_updates: after so many updates; 0 never.
+        every_s: after the first update that ends so many seconds after the last one; 0 never.
+        keep: newest ones kept.
+        grace_s: seconds from SIGTERM to the end of the checkpoint that it asks for; one that takes
+            longer is given up.
+    """
+
+    every_updates: int
+    every_s: float
+    keep: int
+    grace_s: float
+
+    def __post_init__(self):
+        """Refuses values outside their range."""
+        for field, allowed, words in (
+            ("every_updates", self.every_updates >= 0, "must not be negative"),
+            ("every_s", 0 <= self.every_s <= 1e6, "must be from 0 to 1000000"),
+            ("keep", self.keep >= 1, "must be at least 1"),
+            ("grace_s", 0 < self.grace_s <= 3600, "must be above 0, at most 3600"),
+        ):
+            if not allowed:
+                raise ValueError(f"checkpoint.{field}={getattr(self, field)!r}: {words}")
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """What is written besides metrics.
+
+    Attributes:
+        rollouts_every_updates: readable samples; 0 writes none.
+        rollouts_groups: groups written each time.
+        gradients_every_updates: norms and angle of the gradients of positive and of negative
+            responses, at the cost of two gradients more; 0 never.
+        record_batches: newest updates whose batches are kept for replay; 0 keeps those of skipped
+            updates alone, see `runtime.batches`.
+        tensorboard: whether to write TensorBoard events.
+    """
+
+    rollouts_every_updates: int
+    rollouts_groups: int
+    gradients_every_updates: int
+    record_batches: int
+    tensorboard: bool
+
+    def __post_init__(self):
+        """Refuses values outside their range."""
+        for field in (
+            "rollouts_every_updates",
+            "rollouts_groups",
+            "gradients_every_updates",
+            "record_batches",
+        ):
+            if getattr(self, field) < 0:
+                raise ValueError(f"log.{field}={getattr(self, field)!r}: must not be negative")

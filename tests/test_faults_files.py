@@ -1,0 +1,236 @@
+"""Full disks, links and half-written files: what is told, what is kept, what training does."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import resource
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from asympo_jax import workdirs
+from asympo_jax.config import default_config, resolve
+from asympo_jax.learning import state_from_params
+from asympo_jax.runtime import metrics
+from asympo_jax.runtime.checkpoint import Checkpointer, CheckpointRefused, SaveCadence
+from asympo_jax.runtime.files import Lines, replace
+from asympo_jax.runtime.ledger import Ledger
+from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
+from asympo_jax.runtime.snapshots import SnapshotStore
+from asympo_jax.tokenizers import CharTokenizer
+from asympo_jax.types import Group
+
+
+@contextlib.contextmanager
+def no_room(num_bytes: int = 0):
+    """Within it no file of this process can grow beyond some bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def state(update: int):
+    params = {"w": np.full((64, 64), update, np.float32)}
+    made = state_from_params(params, optax.sgd(1.0))
+    return dataclasses.replace(made, update=jnp.int32(update))
+
+
+@pytest.fixture
+def store(tmp_path):
+    (tmp_path / "snapshots").mkdir()
+    made = SnapshotStore(tmp_path / "snapshots", "run")
+    made.write(1, {"w": np.zeros((2, 2), np.float32)})
+    return made
+
+
+def save(checkpointer: Checkpointer, update: int, store: SnapshotStore) -> None:
+    checkpointer.save(state(update), Ledger().to_json(), "run", store)
+    checkpointer.wait()
+
+
+def test_a_full_disk_refuses_a_checkpoint_and_the_one_before_is_intact(tmp_path, store):
+    checkpointer = Checkpointer(tmp_path, keep=1, is_owner=True)
+    save(checkpointer, 1, store)
+    with no_room(100), pytest.raises(CheckpointRefused, match=r"checkpoints/2: .* be written"):
+        save(checkpointer, 2, store)
+    checkpointer.close()
+    again = Checkpointer(tmp_path, keep=1, is_owner=True)
+    assert again.updates() == [1]
+    np.testing.assert_array_equal(again.restore(state(0)).state.params["w"], 1.0)
+    save(again, 3, store)
+    again.close()
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["3"], "what was half written is gone"
+
+
+def test_the_newest_checkpoints_are_kept_and_nothing_is_saved_twice(tmp_path, store):
+    checkpointer = Checkpointer(tmp_path, keep=2, is_owner=True)
+    for update in (1, 2, 3, 4):
+        save(checkpointer, update, store)
+        save(checkpointer, update, store)
+    assert checkpointer.updates() == [3, 4]
+    checkpointer.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
+
+
+def test_who_only_reads_a_run_leaves_what_is_being_written(tmp_path, store):
+    checkpointer = Checkpointer(tmp_path, keep=2, is_owner=True)
+    save(checkpointer, 1, store)
+    checkpointer.close()
+    partial = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "checkpoints" / "1", partial)
+    for is_owner in (False, True):
+        reader = Checkpointer(tmp_path, keep=2, is_owner=is_owner)
+        assert reader.updates() == [1]
+        reader.restore(state(0))
+        reader.close()
+        assert partial.exists() is not is_owner
+
+
+def test_a_checkpoint_is_due_by_count_and_by_seconds_since_the_last():
+    now = 0.0
+    cadence = SaveCadence(4, 10.0, lambda: now)
+    due = []
+    for version in range(1, 13):
+        now += 4.0
+        due.append(cadence.is_due(version))
+    assert [version for version in range(1, 13) if due[version - 1]] == [3, 4, 7, 8, 11, 12]
+    never = SaveCadence(0, 0.0, lambda: 1e9)
+    assert not any(never.is_due(version) for version in range(1, 13))
+
+
+def test_metrics_that_cannot_be_written_are_told_once_counted_and_written_later(tmp_path):
+    told = []
+    writer = MetricsWriter(tmp_path, 0, tensorboard=True, warn=told.append)
+    writer.write(1, {"loss": 1.0})
+    with no_room():
+        writer.write(2, {"loss": 2.0}, {"lag": [0, 1]})
+        writer.write(3, {"loss": 3.0})
+    failures = writer.metrics()["log/failures"]
+    writer.write(4, {"loss": 4.0})
+    writer.close()
+    assert [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert failures == writer.metrics()["log/failures"] >= 2
+    assert sum("metrics.jsonl: cannot be written" in words for words in told) == 1
+    assert len(told) <= 2, "one for each file"
+
+
+def test_events_go_on_in_another_file_after_one_that_could_not_be_written(tmp_path, monkeypatch):
+    from tensorboardX.event_file_writer import EventsWriter
+
+    writer = MetricsWriter(tmp_path, 0, tensorboard=True, warn=lambda words: None)
+    writer.write(1, {"loss": 1.0})
+    with monkeypatch.context() as broken:
+        broken.setattr(EventsWriter, "write_event", lambda *_: os.write(-1, b""))
+        writer.write(2, {"loss": 2.0})
+    for update in range(3, 100):
+        writer.write(update, {"loss": 3.0})
+    writer.close()
+    assert writer.metrics()["log/failures"] == 1
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+
+
+def test_a_failure_while_samples_are_written_leaves_none_of_them(tmp_path):
+    told = []
+    writer = MetricsWriter(tmp_path, 0, tensorboard=False, warn=told.append)
+    tokenizer = CharTokenizer("0123456789+=")
+    ids = np.array(tokenizer.encode("1="), np.int32)
+    zeros = np.zeros(1, np.float32)
+    group = Group(0, 0, ids, ids[None], np.array([2], np.int32), np.zeros(1, np.int8), zeros)
+    with no_room():
+        writer.write_rollouts(1, [group], tokenizer)
+    writer.write_rollouts(2, [group], tokenizer)
+    assert [path.name for path in (tmp_path / "rollouts").iterdir()] == ["update_00000002.jsonl"]
+    assert len(told) == writer.metrics()["log/failures"] == 1
+
+
+def test_metrics_that_cannot_be_read_are_put_aside_and_the_run_goes_on(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('garbage\n{"update": 1}\n')
+    told = []
+    writer = MetricsWriter(tmp_path, 1, tensorboard=False, warn=told.append)
+    writer.write(2, {"loss": 1.0})
+    writer.close()
+    assert [line["update"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [2]
+    assert (tmp_path / "metrics.damaged.jsonl").read_text().startswith("garbage")
+    assert len(told) == 1 and "line 1" in told[0]
+
+
+def test_lines_that_a_full_disk_cut_short_are_whole_in_the_end(tmp_path):
+    path = tmp_path / "lines"
+    path.write_bytes(b'whole\n{"torn')
+    lines = Lines(path)
+    lines.append("a" * 10)
+    with no_room(20), pytest.raises(OSError, match="File too large"):
+        lines.append("b" * 10)
+    assert path.read_text() == "whole\n" + "a" * 10 + "\n"
+    lines.append("c")
+    lines.close()
+    assert path.read_text().split() == ["whole", "a" * 10, "b" * 10, "c"]
+
+
+def test_lines_that_wait_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("asympo_jax.runtime.files._MAX_WAITING", 3)
+    lines = Lines(tmp_path / "no" / "directory")
+    for number in range(5):
+        with pytest.raises(OSError, match="No such file"):
+            lines.append(str(number))
+    assert (lines.num_waiting, lines.num_lost) == (3, 2)
+
+
+def test_no_link_is_followed_where_a_file_is_written(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("precious")
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    for name in ("metrics.jsonl", "result.json", ".lock"):
+        (workdir / name).symlink_to(outside)
+    with pytest.raises(OSError, match="symbolic links"):
+        Lines(workdir / "metrics.jsonl").append("line")
+    with pytest.raises(ValueError, match=r"\.lock cannot be opened"):
+        workdirs.lock(workdir)
+    replace(workdir / "result.json", "{}")
+    assert outside.read_text() == "precious"
+    assert not (workdir / "result.json").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "rollouts", "metrics.jsonl"])
+def test_a_workdir_with_a_link_that_leads_out_of_it_is_refused(tmp_path, name):
+    workdir, outside = tmp_path / "run", tmp_path / "elsewhere"
+    workdir.mkdir()
+    outside.mkdir()
+    (workdir / name).symlink_to(outside)
+    with pytest.raises(ValueError, match=rf"'{name}' is a link to .*elsewhere"):
+        workdirs.prepare(workdir, resolve(default_config()))
+    (workdir / name).unlink()
+    (tmp_path / "linked").symlink_to(workdir)
+    assert workdirs.prepare(tmp_path / "linked", resolve(default_config())) is None
+
+
+def test_a_workdir_without_room_for_the_config_is_refused(tmp_path):
+    with no_room(), pytest.raises(ValueError, match=r"workdir=.*: cannot be written"):
+        workdirs.prepare(tmp_path, resolve(default_config()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_run_is_refused_by_process_and_host_of_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("platform.node", lambda: "a-host")
+    with (
+        workdirs.lock(tmp_path),
+        pytest.raises(ValueError, match=rf"process id {os.getpid()} on a-host"),
+    ):
+        workdirs.lock(tmp_path)
+    workdirs.lock(tmp_path).close()
+
+
+def test_evaluations_that_were_kept_are_known(tmp_path):
+    lines = [{"update": 0, "eval/accuracy": 0.5}, {"update": 1}, {"update": 2, "eval/accuracy": 1}]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert metrics.MetricsWriter(tmp_path, 1, tensorboard=False).evaluated == {0}

@@ -1,0 +1,176 @@
+"""What a signal does to a command, to its processes, and to what it has saved."""
+
+import ast
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from tiny_runs import TIMEOUT_S
+
+from asympo_jax import endings
+from asympo_jax.runtime.snapshots import make_snapshot_directory
+
+PRELUDE = """
+    import signal, sys, os, time
+    from asympo_jax import interrupts
+    def say(word):
+        print(word, flush=True)
+    def hang():  # as C code does that no exception ends
+        words = "hangs"
+        while True:
+            try:
+                words, word = "", words
+                say(word)
+                time.sleep(3600)
+            except BaseException as error:
+                words = type(error).__name__
+"""
+
+
+def test_exit_codes_are_told_alike_by_the_constants_the_help_and_the_table():
+    constants = {0, *(code for name, code in vars(endings).items() if name.isupper())}
+    root = pathlib.Path(__file__).parents[1]
+    source = (root / "asympo_jax" / "train.py").read_text()
+    helps = (ast.get_docstring(ast.parse(source)) or "").partition("Exit codes: ")[2]
+    assert {int(code) for code in re.findall(r"(?:^|· *\n?)(\d+) ", helps)} == constants
+    table = (root / "docs" / "faults.md").read_text()
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.M)} == constants
+
+
+def program(text: str) -> subprocess.Popen[str]:
+    """A program that has installed the handlers, once it has said so."""
+    source = textwrap.dedent(PRELUDE) + textwrap.dedent(text)
+    started = subprocess.Popen(
+        [sys.executable, "-c", source],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert started.stdout is not None
+    assert started.stdout.readline() == "hangs\n"
+    return started
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_command_that_does_not_end_after_a_signal_ends_by_itself_when_its_time_is_up(
+    number, code, word
+):
+    started = program("interrupts.install('carry on', 0.2)\nhang()")
+    started.send_signal(number)
+    _, stderr = started.communicate(timeout=TIMEOUT_S)
+    assert started.returncode == code
+    assert stderr == f"error: {word} not in time; carry on\n"
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(("second", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_cleans_up_and_ends_at_once(tmp_path, first, second, code):
+    precious = tmp_path / "in_the_ram_disk"
+    precious.touch()
+    started = program(f"""
+        interrupts.install('carry on', 3600.0)
+        with interrupts.cleaning(lambda: os.unlink({str(precious)!r})):
+            hang()
+    """)
+    started.send_signal(first)
+    assert started.stdout is not None
+    assert started.stdout.readline() in ("KeyboardInterrupt\n", "Terminated\n")
+    started.send_signal(second)
+    started.communicate(timeout=TIMEOUT_S)
+    assert started.returncode == code
+    assert not precious.exists()
+
+
+def test_a_closing_terminal_may_send_its_signal_twice():
+    started = program("""
+        interrupts.install('carry on', 3600.0)
+        with interrupts.asking(lambda: say('asked'), 3600.0):
+            say('hangs')
+            sys.stdin.readline()
+        sys.exit(75 if interrupts.is_asked() else 1)
+    """)
+    assert started.stdin is not None and started.stdout is not None
+    started.send_signal(signal.SIGHUP)
+    assert started.stdout.readline() == "asked\n"
+    started.send_signal(signal.SIGHUP)
+    started.stdin.write("the end\n")
+    started.communicate(timeout=TIMEOUT_S)
+    assert started.returncode == 75
+
+
+def test_what_is_asked_to_end_has_its_grace_time_and_no_more():
+    started = program("""
+        interrupts.install('carry on', 3600.0)
+        with interrupts.asking(lambda: say('asked'), 0.2):
+            hang()
+    """)
+    started.send_signal(signal.SIGTERM)
+    stdout, _ = started.communicate(timeout=TIMEOUT_S)
+    assert stdout == "asked\n"
+    assert started.returncode == 143
+
+
+def test_what_has_saved_in_its_grace_time_and_does_not_end_says_that_it_has_saved():
+    started = program("""
+        interrupts.install('carry on', 0.2)
+        with interrupts.asking(lambda: say('asked'), 3600.0):
+            say('hangs')
+            while not interrupts.is_asked():
+                time.sleep(0.01)
+        hang()
+    """)
+    started.send_signal(signal.SIGTERM)
+    stdout, _ = started.communicate(timeout=TIMEOUT_S)
+    assert stdout == "asked\nhangs\n"
+    assert started.returncode == 75
+
+
+def test_a_sampler_ignores_signals_and_ends_with_its_learner_whose_snapshots_it_removes(
+    tmp_path,
+):
+    directory, lock = make_snapshot_directory(str(tmp_path), "run")
+    (directory / "v00000000.safetensors").touch()
+    source = f"""
+        import socket, pathlib
+        from asympo_jax import processes
+        processes._GONE_S = 0.0
+        ours, theirs = socket.socketpair()
+        child = os.fork()
+        if not child:
+            theirs.close()
+            class Given:
+                fd = ours.fileno()
+                class store:
+                    directory = pathlib.Path({str(directory)!r})
+            processes.end_with_learner(Given)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                os.kill(os.getpid(), number)
+            say("hangs")
+            while True:
+                time.sleep(3600)
+        ours.close()
+        for line in sys.stdin:
+            break
+        theirs.close()
+        say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    source = textwrap.dedent(PRELUDE) + textwrap.dedent(source)
+    with subprocess.Popen(
+        [sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as started:
+        assert started.stdin is not None and started.stdout is not None
+        assert started.stdout.readline() == "hangs\n"
+        assert directory.exists()
+        lock.close()
+        started.stdin.write("the learner is gone\n")
+        started.stdin.close()
+        assert started.stdout.readline() == "1\n"
+    assert not directory.exists()
