@@ -55,7 +55,7 @@ def fields_given() -> dict[str, Any]:
     matches = (re.match(pattern, argument) for argument in sys.argv[1:])
     given = {}
     for name in (match[1] for match in matches if match):
-        value = flags.FLAGS[_CONFIG_FLAG].value
+        value: Any = flags.FLAGS[_CONFIG_FLAG].value
         for part in name.split("."):
             value = value[part]
         given[name] = value

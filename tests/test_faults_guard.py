@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import safetensors.numpy
-from step_cases import ONE_LAYER, STEP, copied_params, example_batch, quickly_compiled
+from step_cases import ONE_LAYER, STEP, copied_params, example_batch
 from test_publisher import PATIENCE_S, Case, group, update
 
 from asympo_jax import learning, objectives
@@ -34,7 +34,7 @@ def of_weight(value: float) -> Objective:
 
 def updated(objective: Objective, optimizer: Any) -> tuple[Any, Any, dict[str, float]]:
     """Copies of the state before and after an update, and its metrics."""
-    step = quickly_compiled(learning.make_train_step(ONE_LAYER, objective, optimizer, STEP))
+    step = learning.make_train_step(ONE_LAYER, objective, optimizer, STEP)
     state = learning.state_from_params(copied_params(model=ONE_LAYER), optimizer)
     # As if something had been learnt, so that the optimiser's state is not all zeros.
     moments = jax.tree.map(lambda x: x + 1, state.opt_state)

@@ -26,7 +26,7 @@ PATIENCE_S = 120.0
 def open_broker(lag: int = 2, lease_s: float = 1e6, clock: Callable[[], float] | None = None):
     """A broker that leases two tickets, which are an update."""
     pacing = Pacing("ticket", lag, num_updates=6, prompts_per_update=2, prompts_per_lease=2)
-    given = {} if clock is None else {"clock": clock}
+    given: Any = {} if clock is None else {"clock": clock}
     broker = Broker(
         pacing, 2 * max(1, lag), run_id=RUN_ID, admission=ADMISSION, lease_s=lease_s, **given
     )

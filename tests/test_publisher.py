@@ -112,9 +112,11 @@ def test_the_learner_is_one_update_ahead_at_most(case, monkeypatch):
     assert writes == [1, 2]
 
 
-def test_an_update_that_is_never_published_ends_in_a_sentence_that_names_the_bound(tmp_path):
+def test_an_update_that_is_never_published_ends_in_a_sentence_that_names_the_bound(
+    tmp_path, monkeypatch
+):
     case, go = Case(tmp_path), threading.Event()
-    case.store.write = lambda version, params: go.wait(PATIENCE_S)
+    monkeypatch.setattr(case.store, "write", lambda version, params: go.wait(PATIENCE_S))
     publisher = Publisher(case.store, case.broker, stall_s=0.01)
     publisher.hand_over(update(1))
     for call in (lambda: publisher.hand_over(update(2)), publisher.wait):

@@ -49,7 +49,6 @@ class EventWriter:
                 goes to another file.
         """
         from tensorboardX import summary  # imported here because it is slow to load
-        from tensorboardX.proto.event_pb2 import Event
 
         found = summary.Summary()
         for name, value in values.items():
@@ -59,7 +58,9 @@ class EventWriter:
         try:
             if self._file is None:
                 self._file = self._open()
-            self._file.write_event(Event(wall_time=time.time(), step=update, summary=found))
+            self._file.write_event(
+                _messages().Event(wall_time=time.time(), step=update, summary=found)
+            )
             if self._clock() - self._flushed >= _FLUSH_S:
                 self._file.flush()
                 self._flushed = self._clock()
@@ -77,15 +78,21 @@ class EventWriter:
     def _open(self) -> Any:
         """A new file; the first one hides what earlier attempts wrote of the same updates."""
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self._folder.mkdir(exist_ok=True)
         suffix = f".{os.getpid()}.{self._num_files}"
         file = EventsWriter(str(self._folder / "events"), suffix)
         if not self._num_files:
-            start = SessionLog(status=SessionLog.START)
+            start = _messages().SessionLog(status=_messages().SessionLog.START)
             file.write_event(
-                Event(wall_time=time.time(), step=self._purged_from, session_log=start)
+                _messages().Event(wall_time=time.time(), step=self._purged_from, session_log=start)
             )
         self._num_files += 1
         return file
+
+
+def _messages() -> Any:
+    """The messages of event files, whose classes types cannot see."""
+    from tensorboardX.proto import event_pb2
+
+    return event_pb2
