@@ -159,7 +159,10 @@ def changed_group(**fields) -> bytes:
 SINS = {
     "garbage": (b"no message", "frame"),
     "a message of no kind": (wire.encode({"type": "sing"}), "frame"),
-    "too many bytes": (b" " * (ADMISSION.max_frame_bytes(2) + 1), "frame"),
+    "too many bytes": (
+        submission(first_lease(0), GROUPS, more=bytes(ADMISSION.max_frame_bytes(2))),
+        "frame",
+    ),
     "no groups": (wire.encode({"type": "submit"}), "frame"),
     "an endless time": (submission(first_lease(0), GROUPS, busy_s=float("inf")), "frame"),
     "no tokens": (changed_group(length_G=np.zeros(2, np.int32)), "length"),
@@ -182,11 +185,12 @@ def test_a_sampler_that_sends_what_must_not_come_in_is_killed_and_its_work_done_
     stand_ins.write("sin", frame)
     broker = stand_ins.broker
     samplers = stand_ins.start(
-        ["lease(); submit('sin'); lease(); stop()", "lease(); submit('good-1'); wait()"]
+        ["lease(); send(submitting, frame('sin')); stop()", "lease(); submit('good-1'); wait()"]
     )
     batch = broker.next_batch(PATIENCE_S)
     end(broker, samplers)
-    assert [dataclasses.asdict(each)["version"] for each in batch] == [0, 0]
+    assert [each.ticket for each in batch] == [0, 1]
+    assert "its pipe closed" not in stand_ins.said[0], "it is killed at once"
     found = broker.metrics()
     counts = {name: count for name, count in found.items() if name.startswith("refused/")}
     assert {name for name, count in counts.items() if count} == {f"refused/{reason}"}
