@@ -41,8 +41,8 @@ class LogConfig:
         rollouts_groups: groups written each time.
         gradients_every_updates: norms and angle of the gradients of positive and of negative
             responses, at the cost of two gradients more; 0 never.
-        record_batches: newest updates whose batches are kept for replay; 0 keeps those of skipped
-            updates alone, see `runtime.batches`.
+        record_batches: newest updates whose batches are kept for replay, and at least those of the
+            skipped updates that end a run; 0 writes those of skipped updates alone.
         tensorboard: whether to write TensorBoard events.
     """
 

@@ -24,6 +24,13 @@ class Digits(Arithmetic):
         return sum(character.isdigit() for character in text) / max(1, len(text))
 
 
+def replaced(owner: Any, name: str, by: Any) -> Any:
+    """What an attribute was before it is what a moment hooks into."""
+    before = getattr(owner, name)
+    setattr(owner, name, by)
+    return before
+
+
 def in_sampler() -> bool:
     """Whether this is a sampler's process; the learner grades too, when it evaluates."""
     spec = sys.modules["__main__"].__spec__
@@ -95,7 +102,7 @@ class DiesInTurn(Digits):
             submit_really(client, *args)
             self._die_at_call(2)
 
-        submit_really, local.LocalClient.submit = local.LocalClient.submit, submit
+        submit_really = replaced(local.LocalClient, "submit", submit)
 
     def _dies_rollout(self):
         """Between two segments of the second lease."""
@@ -104,7 +111,7 @@ class DiesInTurn(Digits):
             self._die_at_call(2)
             return collect_really(device, lanes)
 
-        collect_really, engine._Device._collect = engine._Device._collect, collect
+        collect_really = replaced(engine._Device, "_collect", collect)
 
     def _dies_reading(self):
         """With the second snapshot read and not yet checked."""
@@ -113,7 +120,7 @@ class DiesInTurn(Digits):
             self._die_at_call(2)
             return checksum_really(flat)
 
-        checksum_really, snapshots._checksum = snapshots._checksum, checksum
+        checksum_really = replaced(snapshots, "_checksum", checksum)
 
     def _dies_submitting(self):
         """With half of the second submission sent."""
@@ -123,8 +130,7 @@ class DiesInTurn(Digits):
                 self._die_at_call(2, lambda: self._send_half(connection, frame))
             send_really(connection, frame)
 
-        send_really = local.Connection.send_bytes
-        local.Connection.send_bytes = send_bytes
+        send_really = replaced(local.Connection, "send_bytes", send_bytes)
 
     def _send_half(self, connection, frame):
         os.write(connection.fileno(), struct.pack("!i", len(frame)) + frame[: len(frame) // 2])

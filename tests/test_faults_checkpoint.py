@@ -7,13 +7,14 @@ import os
 import pathlib
 import random
 import signal
+from typing import Any
 
 import pytest
 from moments import Ended, Moment, run
 from tiny_runs import processes_about, wait_until
 
 NUM_RANDOM = int(os.environ.get("ASYMPO_TEST_MOMENTS", "2"))
-FIELDS = {
+FIELDS: Any = {
     "num_updates": 16,
     "checkpoint__every_updates": 3,
     "log__rollouts_every_updates": 1,

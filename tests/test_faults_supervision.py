@@ -5,6 +5,7 @@ import pathlib
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import floors
 import numpy as np

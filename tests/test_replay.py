@@ -1,5 +1,6 @@
 """Recorded runs trained again, by the command: with the same objective, and with another."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -20,6 +21,7 @@ from asympo_jax.runtime.batches import (
 
 # The objective is NaN for batches of so many tokens as it is told, here none.
 FIELDS = {"objective__name": "tasks_for_tests:nan_at", "log__record_batches": 100}
+FIELDS |= {"sampler__record_behaviour_logp": True}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def test_another_objective_is_shown_beside_the_one_that_was_recorded(runner, rec
     flags = ("--config.objective.name=spo", "--config.objective.alpha=0.1", "--to=4")
     done = replay(runner, recorded.workdir, *flags)
     assert done.code == 0, done.stderr
-    assert done.stdout.count("recorded") == done.stdout.count("replayed") == 4
+    assert done.stdout.count(", recorded ") == done.stdout.count(", replayed ") == 4
     assert recorded.sha not in done.stdout
     lines = (recorded.workdir / "replay" / "spo" / "metrics.jsonl").read_text().splitlines()
     found, known = [json.loads(line) for line in lines], recorded.metrics[1:5]
@@ -78,17 +80,24 @@ def test_a_batch_that_is_not_as_it_was_is_told_with_code_1(runner, recorded, tmp
     assert done.stdout.count("as recorded") == 1
 
 
-def test_an_objective_that_needs_more_starts_from_what_the_checkpoint_has(runner, tmp_path):
-    fields = {"objective__name": "grpo", "runtime__name": "sync", "log__record_batches": 2}
-    run = runner.train(tmp_path / "run", num_updates=4, checkpoint__every_updates=2, **fields)
-    assert recorded_versions(run.workdir) == [3, 4]
+def test_an_objective_that_needs_more_starts_from_what_the_checkpoint_has(runner, recorded):
     flags = ("--config.objective.name=decoupled_ppo", "--config.objective.kl_coefficient=0.1")
-    done = replay(runner, run.workdir, *flags)
+    done = replay(runner, recorded.workdir, *flags, "--from=3", "--to=5")
     assert done.code == 0, done.stderr
-    path = run.workdir / "replay" / "decoupled_ppo" / "metrics.jsonl"
+    path = recorded.workdir / "replay" / "decoupled_ppo" / "metrics.jsonl"
     found = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["update"] for line in found] == [3, 4]
+    assert [line["update"] for line in found] == [4, 5]
     assert min(line["reference/kl_k3"] for line in found) > 0, "from the initial parameters"
+
+
+def test_an_objective_that_needs_what_was_not_recorded_is_refused(recorded, tmp_path):
+    shutil.copytree(recorded.workdir, tmp_path / "run")
+    path = batch_path(tmp_path / "run", 5)
+    groups = [dataclasses.replace(x, behaviour_logp_GT=None) for x in read_batch(path).groups]
+    write_batch(path, RecordedBatch(5, groups))
+    request = replaying.Request(tmp_path / "run", 3, fields={"objective.name": "grpo"})
+    with pytest.raises(ValueError, match=r"'grpo': needs behaviour log-probs, .*record_behaviour"):
+        replaying.prepare(request)
 
 
 def test_a_run_skips_an_update_goes_on_and_is_replayed_with_the_same_bits(
@@ -137,7 +146,6 @@ def test_a_run_whose_updates_are_all_skipped_ends_with_code_3_and_its_batches(ru
         ({"batch": "{workdir}/config.json"}, "config.json: cannot be read"),
         ({"batch": "{workdir}/config.json", "last": 3}, "--to=3: with --batch there is one update"),
         ({"fields": {"lag": 3}}, "--config.lag: a replay may change fields of objective and"),
-        ({"fields": {"objective.name": "grpo"}}, "'grpo': needs behaviour log-probs, .*record_beh"),
         (
             {"fields": {"objective.name": "spo", "objective.floor": 1.0}},
             "objective.floor is not an",
