@@ -9,6 +9,8 @@ import os
 import pathlib
 import re
 import runpy
+import select
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -94,6 +96,8 @@ def _train(
 
 def _arm(moment: Moment, places: list[str]) -> None:
     """Makes this process signal itself."""
+    from asympo_jax import interrupts
+
     left, committed = moment.count, False
 
     def signal_self() -> None:
@@ -102,6 +106,8 @@ def _arm(moment: Moment, places: list[str]) -> None:
         if left == 0:
             for number in moment.signals:
                 os.kill(os.getpid(), number)
+                while number == signal.SIGTERM and not interrupts.is_asked():
+                    select.select([], [], [], 0.01)  # else the next one would be the same one
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal committed
@@ -111,7 +117,8 @@ def _arm(moment: Moment, places: list[str]) -> None:
             committed = False
             signal_self()
         paths = [str(a) for a in arguments[:2] if isinstance(a, str | bytes | os.PathLike)]
-        if _is_it(moment.name, event, paths, places):
+        is_written = event == "open" and str(arguments[1]).startswith("w")
+        if _is_it(moment.name, event, is_written, paths, places):
             if moment.name == "after":
                 committed = True
             else:
@@ -123,13 +130,13 @@ def _arm(moment: Moment, places: list[str]) -> None:
         sys.addaudithook(hear)
 
 
-def _is_it(name: str, event: str, paths: list[str], places: list[str]) -> bool:
+def _is_it(name: str, event: str, is_written: bool, paths: list[str], places: list[str]) -> bool:
     """Whether an operation is one of a kind of moment."""
     match name:
         case "before" | "after":
             return event == "os.rename" and bool(_COMMIT.search(paths[-1]))
         case "during":
-            return event == "open" and bool(_PARTIAL.search(paths[0]))
+            return is_written and bool(_PARTIAL.search(paths[0]))
         case "start":
             return event == "subprocess.Popen"
         case _:
