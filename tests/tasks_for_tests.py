@@ -95,7 +95,8 @@ class DiesInTurn(Digits):
             submit_really(client, *args)
             self._die_at_call(2)
 
-        submit_really, local.LocalClient.submit = local.LocalClient.submit, submit
+        submit_really = local.LocalClient.submit
+        local.LocalClient.submit = submit  # pyright: ignore[reportAttributeAccessIssue]
 
     def _dies_rollout(self):
         """Between two segments of the second lease."""
@@ -104,7 +105,8 @@ class DiesInTurn(Digits):
             self._die_at_call(2)
             return collect_really(device, lanes)
 
-        collect_really, engine._Device._collect = engine._Device._collect, collect
+        collect_really = engine._Device._collect
+        engine._Device._collect = collect  # pyright: ignore[reportAttributeAccessIssue]
 
     def _dies_reading(self):
         """With the second snapshot read and not yet checked."""
@@ -124,7 +126,7 @@ class DiesInTurn(Digits):
             send_really(connection, frame)
 
         send_really = local.Connection.send_bytes
-        local.Connection.send_bytes = send_bytes
+        local.Connection.send_bytes = send_bytes  # pyright: ignore[reportAttributeAccessIssue]
 
     def _send_half(self, connection, frame):
         os.write(connection.fileno(), struct.pack("!i", len(frame)) + frame[: len(frame) // 2])

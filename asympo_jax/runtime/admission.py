@@ -81,7 +81,9 @@ class Admission:
                 continue
             shape = shapes.get(name, (self.group_size,))
             if not isinstance(array, np.ndarray) or (array.dtype, array.shape) != (dtype, shape):
-                found = f"{getattr(array, 'dtype', type(array).__name__)}{np.shape(array)}"
+                found = (
+                    f"{getattr(array, 'dtype', type(array).__name__)}{getattr(array, 'shape', '')}"
+                )
                 words = f"{name} {found}, wanted {np.dtype(dtype)}{shape}"
                 raise _refused(group, words, "shape")
         if (group.behaviour_logp_GT is not None) != self.has_logp:
