@@ -4,8 +4,8 @@ import dataclasses
 import pathlib
 import signal
 import threading
+import time
 from collections.abc import Callable
-from typing import Any
 
 import floors
 import numpy as np
@@ -24,12 +24,16 @@ from asympo_jax.runtime.tickets import Pacing
 PATIENCE_S = 120.0
 
 
-def open_broker(lag: int = 2, lease_s: float = 1e6, clock: Callable[[], float] | None = None):
+def open_broker(lag: int = 2, lease_s: float = 1e6, clock: Callable[[], float] = time.monotonic):
     """A broker that leases two tickets, which are an update."""
     pacing = Pacing("ticket", lag, num_updates=6, prompts_per_update=2, prompts_per_lease=2)
-    given: Any = {} if clock is None else {"clock": clock}
     broker = Broker(
-        pacing, 2 * max(1, lag), run_id=RUN_ID, admission=ADMISSION, lease_s=lease_s, **given
+        pacing,
+        2 * max(1, lag),
+        clock=clock,
+        run_id=RUN_ID,
+        admission=ADMISSION,
+        lease_s=lease_s,
     )
     broker.open(0)
     return broker
