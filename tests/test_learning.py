@@ -77,9 +77,9 @@ def test_micro_batches_change_neither_parameters_nor_metrics(micro_batch):
 
 
 def test_a_step_reports_the_metrics_that_others_rely_on():
-    expected = {"loss", "reward/mean", "policy/entropy", "grad/norm", "params/norm"} | set(
-        plain_gradient("grpo")[2]
-    )
+    norms = {"grad/norm", "update/norm", "params/norm"}
+    expected = {"loss", "reward/mean", "policy/entropy", "update/skipped"} | norms
+    expected |= set(plain_gradient("grpo")[2])
     _, metrics, _ = one_step("grpo")
     assert set(metrics) == expected
     assert all(value.shape == () and np.isfinite(value) for value in metrics.values())

@@ -115,6 +115,7 @@ def test_a_run_that_fails_is_kept_with_its_cause(sweeper, tmp_path):
     flags = ["--config.axes.lag=0", "--config.axes.objective.name=('asympo',)"]
     flags += ["--config.base.num_updates=1"]
     flags += ["--config.base.optimizer.learning_rate=1e300"]
+    flags += ["--config.base.learner.max_skipped_updates=0"]
     broken = sweep(sweeper, tmp_path, *flags)
     assert broken.code == 1
     assert "1 of 1 runs failed" in broken.error
