@@ -318,7 +318,7 @@ def _serve_learner(arguments: argparse.Namespace) -> None:
             publisher, writer = Publisher(store, broker, 600.0), MetricsWriter(path, 0, False)
             log = EvaluationLog(EvaluationsHere(lambda *_: {}), writer, lambda *_: None, 1, 1.0)
             learner = make_learner(
-                config, parts, store, path, broker, publisher, writer, Progress(10**6), log,
+                config, parts, store, broker, publisher, writer, Progress(10**6), log,
                 Compilations(), lambda _: None,
             )  # fmt: skip
             with contextlib.suppress(Closed):
