@@ -95,6 +95,9 @@ def test_a_closing_terminal_may_send_its_signal_twice():
         with interrupts.asking(lambda: say('asked'), 3600.0):
             say('hangs')
             sys.stdin.readline()
+            for _ in range(1000):  # so that the thread has heard of some
+                os.kill(os.getpid(), signal.SIGHUP)
+                time.sleep(0)
         sys.exit(75 if interrupts.is_asked() else 1)
     """)
     assert started.stdin is not None and started.stdout is not None
