@@ -133,7 +133,7 @@ class Prepared:
         with _failures():
             lines = read_metrics(self.request.workdir / "metrics.jsonl")
             self.out.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(MetricsWriter(self.out, 0, tensorboard=False)) as writer:
+            with contextlib.closing(MetricsWriter(self.out, 0, False, say)) as writer:
                 yield f"from the state after {self.first} updates of {self.request.workdir}"
                 yield from self._run(writer, {line["update"]: line for line in lines})
 
