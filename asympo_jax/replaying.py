@@ -21,6 +21,7 @@ from asympo_jax.config import from_plain, resolve
 from asympo_jax.endings import RunFailed
 from asympo_jax.initial import check_initial, initial_params
 from asympo_jax.learning import TrainState, make_batch, make_optimizer, make_train_step
+from asympo_jax.progress import say
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.batches import read_batch
 from asympo_jax.runtime.compilation import keep_compiled
