@@ -1,5 +1,10 @@
 """How a command ends: the exit codes, and the ways in which a run ends without its result."""
 
+import contextlib
+from collections.abc import Iterator
+
+import jax
+
 FAILED = 1
 REFUSED = 2
 DIVERGED = 3
@@ -24,3 +29,22 @@ class Stopped(RunFailed):
     """One that was asked to end, and has saved all that it did."""
 
     exit_code = STOPPED
+
+
+@contextlib.contextmanager
+def failures(*kinds: type[Exception], advice: str = "") -> Iterator[None]:
+    """Within it what is no fault of this program becomes `RunFailed`, in one sentence.
+
+    Args:
+        kinds: exceptions whose own words are that sentence; memory that is full is, too.
+        advice: to whom the memory is full.
+    """
+    try:
+        yield
+    except kinds as failure:
+        raise RunFailed(str(failure)) from failure
+    except (MemoryError, jax.errors.JaxRuntimeError) as failure:
+        if isinstance(failure, MemoryError) or "RESOURCE_EXHAUSTED" in str(failure):
+            words = (str(failure).splitlines() or ["no words on how much"])[0]
+            raise RunFailed(f"out of memory{advice}: {words}") from failure
+        raise

@@ -5,7 +5,6 @@ its run logged for it. Everything is generated and graded before anything is wri
 left out of the throughput, and so is the first chunk, which compiles, where there are several.
 """
 
-import contextlib
 import copy
 import dataclasses
 import pathlib
@@ -20,7 +19,7 @@ import ml_collections
 
 from asympo_jax import evaluation_report, experiment, interrupts, models, states, workdirs
 from asympo_jax.config import default_config, resolve
-from asympo_jax.endings import RunFailed
+from asympo_jax.endings import failures
 from asympo_jax.evaluation_report import Chunk
 from asympo_jax.initial import check_initial
 from asympo_jax.progress import Count
@@ -30,6 +29,8 @@ from asympo_jax.sampling import Answers, Evaluator
 from asympo_jax.settings import ExperimentConfig
 from asympo_jax.tasks import RewardError, Task, answer_of
 from asympo_jax.types import GradingFailure
+
+_LESS_MEMORY = ", --max_rows makes it less"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Prepared:
             experiment.make_evaluator(self.config, self.parts),
             seed=self.request.seed,
         )
-        with _failures():
+        with failures(placement.NoDevice, RewardError, OSError, advice=_LESS_MEMORY):
             greedy = _graded("greedy", evaluator, evaluator.greedy_answers(self.params))
             sampled = []
             if not self.request.is_greedy:
@@ -199,7 +200,7 @@ def prepare(request: Request) -> Prepared:
     out = request.out or request.workdir
     assert out is not None
     workdirs.check_writable("out", out)
-    with _failures():
+    with failures(placement.NoDevice, RewardError, OSError, advice=_LESS_MEMORY):
         keep_compiled(config.compilation_cache)
         platform = config.learner.platform if request.platform is None else request.platform
         placement.start_backend("platform", platform)
@@ -233,17 +234,3 @@ def _graded(name: str, evaluator: Evaluator, chunks: Iterator[Answers]) -> list[
         count.show(done)
         start = time.monotonic()
     return graded
-
-
-@contextlib.contextmanager
-def _failures() -> Iterator[None]:
-    """Within it what is no fault of this program ends the evaluation with one sentence."""
-    try:
-        yield
-    except (placement.NoDevice, RewardError, OSError) as failure:
-        raise RunFailed(str(failure)) from failure
-    except (MemoryError, jax.errors.JaxRuntimeError) as failure:
-        if isinstance(failure, MemoryError) or "RESOURCE_EXHAUSTED" in str(failure):
-            words = (str(failure).splitlines() or ["no words on how much"])[0]
-            raise RunFailed(f"out of memory, --max_rows makes it less: {words}") from failure
-        raise

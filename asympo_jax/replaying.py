@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from asympo_jax import experiment, interrupts, recordings, states, workdirs
 from asympo_jax.config import from_plain, resolve
-from asympo_jax.endings import RunFailed
+from asympo_jax.endings import RunFailed, failures
 from asympo_jax.initial import check_initial, initial_params
 from asympo_jax.learning import TrainState, make_batch, make_optimizer, make_train_step
 from asympo_jax.progress import say
@@ -121,7 +121,7 @@ class Prepared:
         learner_cores, _ = placement.split_cores(placement.available_cores())
         placement.pin(learner_cores)
         keep_compiled(self.config.compilation_cache)
-        with _failures():
+        with failures(placement.NoDevice, ValueError, OSError):
             placement.start_backend("learner.platform", self.config.learner.platform)
 
     def run(self) -> Iterator[str]:
@@ -131,7 +131,7 @@ class Prepared:
             RunFailed: a file cannot be used, memory is full, or the same experiment did not come
                 to the same numbers.
         """
-        with _failures():
+        with failures(placement.NoDevice, ValueError, OSError):
             lines = read_metrics(self.request.workdir / "metrics.jsonl")
             self.out.mkdir(parents=True, exist_ok=True)
             with contextlib.closing(MetricsWriter(self.out, 0, False, say)) as writer:
@@ -240,17 +240,3 @@ def _row(update: str, objective: str, found: Sequence[str] | _Line) -> str:
         objective += " (skipped)" if found.get("update/skipped") else ""
         found = ["–" if value is None else f"{value:.5g}" for value in values]
     return f"{update:>6}  {objective:<22}" + "".join(f"{text:>15}" for text in found)
-
-
-@contextlib.contextmanager
-def _failures() -> Iterator[None]:
-    """Within it what is no fault of this program ends the replay with one sentence."""
-    try:
-        yield
-    except (placement.NoDevice, ValueError, OSError) as failure:
-        raise RunFailed(str(failure)) from failure
-    except (MemoryError, jax.errors.JaxRuntimeError) as failure:
-        if isinstance(failure, MemoryError) or "RESOURCE_EXHAUSTED" in str(failure):
-            words = (str(failure).splitlines() or ["no words on how much"])[0]
-            raise RunFailed(f"out of memory: {words}") from failure
-        raise

@@ -12,10 +12,8 @@ import time
 import uuid
 from typing import IO, Any
 
-import jax
-
 from asympo_jax import experiment, interrupts, states, workdirs
-from asympo_jax.endings import Diverged, RunFailed, Stopped
+from asympo_jax.endings import Diverged, RunFailed, Stopped, failures
 from asympo_jax.initial import check_initial, initial_params
 from asympo_jax.learning import TrainState
 from asympo_jax.loops import cadence_of, make_learner, make_publisher
@@ -101,16 +99,10 @@ class Prepared:
             store = SnapshotStore(directory, run_id, self.config.sampler.params_dtype)
             try:
                 run = _Run(self.config, self.parts, self.workdir, store, run_id)
-                result = run.train(all_cores)
+                with failures(*_CAUSES):
+                    result = run.train(all_cores)
             except NonFinite as failure:
                 raise Diverged(str(failure)) from failure
-            except _CAUSES as failure:
-                raise RunFailed(str(failure)) from failure
-            except (MemoryError, jax.errors.JaxRuntimeError) as failure:
-                if isinstance(failure, MemoryError) or "RESOURCE_EXHAUSTED" in str(failure):
-                    words = str(failure).splitlines()[0] if str(failure) else "no words on how much"
-                    raise RunFailed(f"out of memory: {words}") from failure
-                raise
             finally:
                 store.remove()
         result["wall_s"] = round(time.monotonic() - start, 3)
