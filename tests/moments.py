@@ -4,19 +4,17 @@ A moment is a file operation of the learner's process, so that no test sleeps to
 """
 
 import dataclasses
-import json
+import functools
 import os
 import pathlib
 import re
-import runpy
 import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-from tiny_runs import FORKS, TIMEOUT_S, TINY, Runner
+from tiny_runs import Finished, Runner
 
 _OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "subprocess.Popen"}
 _COMMIT = re.compile(r"/checkpoints/\d+$")
@@ -39,59 +37,12 @@ class Moment:
     signals: Sequence[int]
 
 
-@dataclasses.dataclass(frozen=True)
-class Ended:
-    """A run that has ended."""
-
-    workdir: pathlib.Path
-    code: int | None
-    stderr: str
-
-    @property
-    def sha(self) -> str:
-        return json.loads((self.workdir / "result.json").read_text())["parameters_sha256"]
-
-    @property
-    def trained(self) -> dict[int, list[int]]:
-        """The tickets that each update trained on, of a run that writes all of them down."""
-        found = {}
-        for path in sorted((self.workdir / "rollouts").iterdir()):
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
-            found[int(path.stem[7:])] = sorted({line["ticket"] for line in lines})
-        return found
-
-
-def run(runner: Runner, workdir: pathlib.Path, moment: Moment | None = None, **fields) -> Ended:
+def run(runner: Runner, workdir: pathlib.Path, moment: Moment | None = None, **fields) -> Finished:
     """Runs a training command to its end, whatever that is."""
-    stderr = workdir.with_suffix(".stderr")
-    given = {name.replace("__", "."): value for name, value in fields.items()}
-    config = {**TINY, "runtime.snapshot_dir": str(runner.snapshots), **given}
-    flags = [f"--workdir={workdir}", *(f"--config.{name}={config[name]}" for name in config)]
-    arguments = (runner.environment, stderr, flags, moment, [str(workdir), str(runner.snapshots)])
-    process = FORKS.Process(target=_train, args=arguments)
-    process.start()
-    process.join(TIMEOUT_S)
-    return Ended(workdir, process.exitcode, stderr.read_text())
-
-
-def _train(
-    environment: dict[str, str],
-    stderr: pathlib.Path,
-    flags: list[str],
-    moment: Moment | None,
-    places: list[str],
-) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
-    for option in ("compilation_cache_dir", "persistent_cache_min_compile_time_secs"):
-        value = environment[f"JAX_{option.upper()}"]
-        jax.config.update(f"jax_{option}", value if option.endswith("dir") else float(value))
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    sys.argv = ["train", *flags]
-    if moment is not None:
-        _arm(moment, places)
-    runpy.run_module("asympo_jax.train", run_name="__main__", alter_sys=True)
+    if moment is None:
+        return runner.train(workdir, **fields)
+    places = [str(workdir), str(runner.snapshots)]
+    return runner.train(workdir, functools.partial(_arm, moment, places), **fields)
 
 
 def _arm(moment: Moment, places: list[str]) -> None:

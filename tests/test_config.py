@@ -1,16 +1,13 @@
 """Configs: what is wrong is refused in one sentence before any device is touched."""
 
 import json
-import os
 import pathlib
 import re
 import runpy
-import subprocess
 import sys
 
 import ml_collections
 import pytest
-from tiny_runs import refused
 
 from asympo_jax.config import default_config, from_plain, read_json, resolve
 from asympo_jax.sweep_config import cases
@@ -231,47 +228,45 @@ COMMANDS = [
 @pytest.mark.parametrize(
     ("flags", "word"), COMMANDS, ids=[" ".join(flags) for flags, _ in COMMANDS]
 )
-def test_the_command_ends_with_one_sentence_and_code_2(tmp_path, flags, word):
-    code, stderr = refused(tmp_path / "run", *flags)
+def test_the_command_ends_with_one_sentence_and_code_2(runner, tmp_path, flags, word):
+    code, stderr = train(runner, tmp_path / "run", *flags)
     assert code == 2, stderr
     assert len(stderr.strip().splitlines()) == 1, stderr
     assert stderr.startswith("error: ") and word in stderr
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_help_is_no_failure(tmp_path):
-    for module in ("train", "evaluate", "sweep", "export"):
-        command = [sys.executable, "-m", f"asympo_jax.{module}", "--help"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0 and "--workdir" in done.stdout
+def test_help_is_no_failure(runner, tmp_path):
+    for module in ("train", "evaluate", "sweep", "export", "replay"):
+        done = runner.finish(tmp_path, [sys.executable, "-m", f"asympo_jax.{module}", "--help"])
+        assert done.code == 0 and "--workdir" in done.stdout
 
 
-def test_a_workdir_that_holds_something_else_is_refused(tmp_path):
+def test_a_workdir_that_holds_something_else_is_refused(runner, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    code, stderr = train(tmp_path)
+    code, stderr = train(runner, tmp_path)
     assert code == 2 and "holds 'notes.txt' and no config.json" in stderr
     assert [path.name for path in tmp_path.iterdir() if path.name[0] != "."] == ["notes.txt"]
 
 
-def test_a_workdir_that_cannot_be_used_is_refused(tmp_path):
+def test_a_workdir_that_cannot_be_used_is_refused(runner, tmp_path):
     (tmp_path / "file").write_text("")
-    code, stderr = train(tmp_path / "file")
+    code, stderr = train(runner, tmp_path / "file")
     assert code == 2 and f"workdir={tmp_path / 'file'}" in stderr
-    code, stderr = train(tmp_path / "file" / "below")
+    code, stderr = train(runner, tmp_path / "file" / "below")
     assert code == 2 and "workdir=" in stderr
 
 
 @pytest.mark.parametrize("field", ["runtime.snapshot_dir", "warmup.dir"])
-def test_a_directory_that_the_run_needs_and_cannot_write_is_refused(tmp_path, field):
+def test_a_directory_that_the_run_needs_and_cannot_write_is_refused(runner, tmp_path, field):
     (tmp_path / "file").write_text("")
-    code, stderr = train(tmp_path / "run", f"--config.{field}={tmp_path / 'file'}")
+    code, stderr = train(runner, tmp_path / "run", f"--config.{field}={tmp_path / 'file'}")
     assert code == 2
     assert stderr.startswith(f"error: {field}={tmp_path / 'file'}: must be a directory")
     assert len(stderr.splitlines()) == 1
 
 
-def train(workdir, *flags):
+def train(runner, workdir, *flags):
     command = [sys.executable, "-m", "asympo_jax.train", f"--workdir={workdir}", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    return done.returncode, done.stderr
+    done = runner.finish(workdir, command)
+    return done.code, done.stderr

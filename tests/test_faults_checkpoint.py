@@ -10,8 +10,8 @@ import signal
 from typing import Any
 
 import pytest
-from moments import Ended, Moment, run
-from tiny_runs import processes_about, wait_until
+from moments import Moment, run
+from tiny_runs import Finished, processes_about, wait_until
 
 NUM_RANDOM = int(os.environ.get("ASYMPO_TEST_MOMENTS", "2"))
 FIELDS: Any = {
@@ -42,12 +42,12 @@ def nothing_is_left(runner, workdir: pathlib.Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def whole(runner, tmp_path_factory) -> Ended:
+def whole(runner, tmp_path_factory) -> Finished:
     """The run that was never interrupted."""
     return run(runner, tmp_path_factory.mktemp("whole") / "run", **FIELDS)
 
 
-def assert_ends_as(whole: Ended, runner, workdir: pathlib.Path) -> None:
+def assert_ends_as(whole: Finished, runner, workdir: pathlib.Path) -> None:
     """Carries a run on to its end, and compares it with one that was never interrupted."""
     last = run(runner, workdir, **FIELDS)
     assert last.code == 0, last.stderr

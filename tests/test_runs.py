@@ -18,9 +18,9 @@ from tiny_runs import TIMEOUT_S, TINY, Finished, processes_about
 @pytest.fixture(scope="module")
 def one_sampler(runner, tmp_path_factory) -> Finished:
     """The run that others are compared with: lag 2, ticket order, one sampler."""
-    return runner.train(
-        tmp_path_factory.mktemp("one"), log__rollouts_every_updates=3, log__tensorboard=True
-    )
+    workdir = tmp_path_factory.mktemp("one")
+    fields = {"log__rollouts_every_updates": 3, "log__tensorboard": True}
+    return runner.finish_afresh(workdir, runner.command(workdir, **fields))
 
 
 def test_a_run_leaves_the_files_that_the_readme_names(one_sampler, runner):
@@ -304,7 +304,9 @@ def test_a_damaged_checkpoint_is_named_in_one_sentence(one_sampler, runner, tmp_
 
 def test_a_closed_terminal_does_not_end_a_run(runner, tmp_path):
     command = runner.command(tmp_path / "run", num_updates=2, runtime__name="sync")
-    done = runner.finish(tmp_path / "run", ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *command])
+    done = runner.finish_afresh(
+        tmp_path / "run", ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *command]
+    )
     assert done.code == 0
     assert done.result["updates"] == 2
 

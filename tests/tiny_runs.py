@@ -9,8 +9,11 @@ import runpy
 import select
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import jax
 
 from asympo_jax.runtime.metrics import read_metrics
 
@@ -41,10 +44,10 @@ TIMEOUT_S = 300
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A command that has ended."""
+    """A command that has ended; its code is negative if a signal ended it."""
 
     workdir: pathlib.Path
-    code: int
+    code: int | None
     stdout: str
     stderr: str
 
@@ -60,6 +63,15 @@ class Finished:
     @property
     def metrics(self) -> list[dict]:
         return read_metrics(self.workdir / "metrics.jsonl")
+
+    @property
+    def trained(self) -> dict[int, list[int]]:
+        """The tickets that each update trained on, of a run that writes all of them down."""
+        found = {}
+        for path in sorted((self.workdir / "rollouts").iterdir()):
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            found[int(path.stem[7:])] = sorted({line["ticket"] for line in lines})
+        return found
 
     @property
     def error(self) -> str:
@@ -95,12 +107,38 @@ class Runner:
         flags = [f"--config.{name}={value}" for name, value in config.items()]
         return [sys.executable, "-m", "asympo_jax.train", f"--workdir={workdir}", *flags]
 
-    def train(self, workdir: pathlib.Path, **fields: object) -> Finished:
-        """Runs a training command to its end."""
-        return self.finish(workdir, self.command(workdir, **fields))
+    def train(
+        self, workdir: pathlib.Path, before: Callable[[], None] | None = None, **fields: object
+    ) -> Finished:
+        """Runs a training command to its end.
 
-    def finish(self, workdir: pathlib.Path, command: list[str]) -> Finished:
-        """Runs a command to its end."""
+        Args:
+            workdir: of the run.
+            before: called in its process, just before it begins.
+            fields: as of `command`.
+        """
+        return self.finish(workdir, self.command(workdir, **fields), before)
+
+    def finish(
+        self,
+        workdir: pathlib.Path,
+        command: Sequence[str],
+        before: Callable[[], None] | None = None,
+    ) -> Finished:
+        """Runs a command of the package to its end, in a fork of a process that imported it."""
+        python, option, module, *arguments = command
+        assert (python, option) == (sys.executable, "-m")
+        with tempfile.TemporaryDirectory() as directory:
+            outputs = [pathlib.Path(directory) / name for name in ("stdout", "stderr")]
+            given = (module, arguments, self.environment, outputs, before)
+            process = FORKS.Process(target=_run, args=given)
+            process.start()
+            process.join(TIMEOUT_S)
+            assert not process.is_alive(), outputs[1].read_text()
+            return Finished(workdir, process.exitcode, *(path.read_text() for path in outputs))
+
+    def finish_afresh(self, workdir: pathlib.Path, command: Sequence[str]) -> Finished:
+        """Runs any command to its end as a user does, from Python's start to its end."""
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_S, env=self.environment
         )
@@ -118,27 +156,31 @@ class Runner:
 
 
 FORKS = multiprocessing.get_context("forkserver")
-# All but the command itself; no device is touched, so that a fork finds no thread.
-FORKS.set_forkserver_preload(["asympo_jax.command", "asympo_jax.training"])
+# All but the commands themselves; no device is touched, so that a fork finds no thread.
+FORKS.set_forkserver_preload(["asympo_jax.command", "asympo_jax.training", "asympo_jax.evaluation"])
 
 
-def refused(workdir: pathlib.Path, *flags: str) -> tuple[int | None, str]:
-    """Exit code and stderr of a training command that ends before it uses a device.
-
-    It runs in a fork of a process that has imported what takes seconds to import.
-    """
-    stderr = workdir.with_suffix(".stderr")
-    arguments = (stderr, [f"--workdir={workdir}", *flags])
-    process = FORKS.Process(target=_train, args=arguments, daemon=True)
-    process.start()
-    process.join(TIMEOUT_S)
-    return process.exitcode, stderr.read_text()
-
-
-def _train(stderr: pathlib.Path, flags: list[str]) -> None:
-    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT), 2)
-    sys.argv = ["train", *flags]
-    runpy.run_module("asympo_jax.train", run_name="__main__", alter_sys=True)
+def _run(
+    module: str,
+    arguments: list[str],
+    environment: dict[str, str],
+    outputs: list[pathlib.Path],
+    before: Callable[[], None] | None,
+) -> None:
+    """A command, in the fork that it runs in."""
+    os.environ.clear()
+    os.environ.update(environment)
+    # jax, which is imported already, has read the environment of another process.
+    if (folder := environment.get("JAX_COMPILATION_CACHE_DIR")) is not None:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    for number, path in enumerate(outputs, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = [module, *arguments]
+    if before is not None:
+        before()
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def processes_about(path: pathlib.Path) -> list[int]:

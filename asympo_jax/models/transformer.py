@@ -187,6 +187,7 @@ class Transformer(nn.Module):
         return RMSNorm(config.norm_epsilon, name="final_norm")(x_BTD), tuple(caches_out)
 
 
+@functools.partial(jax.jit, static_argnums=0)  # op by op it would be a hundred small programs
 def init_params(config: ModelConfig, key: Array) -> Params:
     """Random float32 parameters: `{"embedding", "layer_0", …, "final_norm"[, "head"]}`."""
     tokens_BT = jnp.zeros((1, 2), jnp.int32)
