@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Logits held at once where no number of tokens is given, in elements.
-_LOGITS_AT_ONCE = 2**25
+# Logits held at once where no number of tokens is given, in elements: of a chunk, and of all tokens
+# where they are one, which saves computing them twice.
+_LOGITS_AT_ONCE, _LOGITS_IN_ALL = 2**25, 2**26
 _MIN_CHUNK, _MAX_CHUNK = 128, 1024
 
 
@@ -56,15 +57,17 @@ def target_logp(
         head_VD: the output head.
         target: the token whose log-prob is asked for at each.
         temperature: divides the logits; that of the sampler.
-        chunk: tokens whose logits are held at once; 0 for 2²⁵ logits (128 MiB), but from 128 to
-            1024 tokens.
+        chunk: tokens whose logits are held at once; 0 for 2²⁵ logits (128 MiB), or for all if they
+            are at most 2²⁶, but from 128 to 1024 tokens.
 
     Returns:
         Log-probs and the entropy (nats) of the distributions that they come from, float32. Only the
         log-probs carry a gradient.
     """
     width, num_tokens = hidden.shape[-1], math.prod(target.shape)
-    by_memory = min(max(_LOGITS_AT_ONCE // head_VD.shape[0], _MIN_CHUNK), _MAX_CHUNK)
+    vocab_size = head_VD.shape[0]
+    at_once = _LOGITS_IN_ALL if num_tokens * vocab_size <= _LOGITS_IN_ALL else _LOGITS_AT_ONCE
+    by_memory = min(max(at_once // vocab_size, _MIN_CHUNK), _MAX_CHUNK)
     most = max(1, min(chunk or by_memory, num_tokens))
     num_chunks = max(1, -(-num_tokens // most))
     # As many chunks, all alike, with the least padding.

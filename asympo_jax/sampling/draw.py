@@ -76,24 +76,27 @@ def draw(
     greedy = params.temperature == 0
     cuts = (params.top_k > 0) | (params.top_p < 1) | (params.min_p > 0)
     scale = 1.0 / jnp.where(greedy, 1.0, params.temperature)
-    score_BV = logits_BV.astype(jnp.float32) * scale
-    score_BV -= score_BV.max(axis=1, keepdims=True)
+    logits_BV = logits_BV.astype(jnp.float32)
+    highest_B1 = logits_BV.max(axis=1, keepdims=True) * scale
+
+    def scores() -> Array:
+        """Of all tokens; computed where they are used, as they would be written and read again."""
+        return logits_BV * scale - highest_B1
+
+    def draw_cut() -> Array:
+        score_BV = scores()
+        return _inverted(jnp.where(_kept(score_BV, params), score_BV, -jnp.inf), uniform_B)
+
     # One of three is run: sorting the vocabulary takes longer than all else together.
-    branches = (_draw_uncut, _draw_cut, lambda score_BV, *_: jnp.argmax(score_BV, axis=1))
+    branches = (
+        lambda: _inverted(scores(), uniform_B),
+        draw_cut,
+        lambda: jnp.argmax(scores(), axis=1),
+    )
     branch = jnp.where(greedy, 2, cuts.astype(jnp.int32))
-    token_B = jax.lax.switch(branch, branches, score_BV, uniform_B, params).astype(jnp.int32)
-    chosen_B = jnp.take_along_axis(score_BV, token_B[:, None], axis=1)[:, 0]
-    return token_B, chosen_B - jnp.log(jnp.exp(score_BV).sum(axis=1))
-
-
-def _draw_uncut(score_BV: Array, uniform_B: Array, _: DrawParams) -> Array:
-    """Tokens from the softmax of the scores."""
-    return _inverted(score_BV, uniform_B)
-
-
-def _draw_cut(score_BV: Array, uniform_B: Array, params: DrawParams) -> Array:
-    """Tokens from the softmax of the scores that top-k, top-p and min-p keep."""
-    return _inverted(jnp.where(_kept(score_BV, params), score_BV, -jnp.inf), uniform_B)
+    token_B = jax.lax.switch(branch, branches).astype(jnp.int32)
+    chosen_B1 = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1) * scale - highest_B1
+    return token_B, chosen_B1[:, 0] - jnp.log(jnp.exp(scores()).sum(axis=1))
 
 
 def _inverted(score_BV: Array, uniform_B: Array) -> Array:
