@@ -48,10 +48,11 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with contextlib.ExitStack() as stack:
+        if arguments.keep and pathlib.Path(arguments.keep).exists():
+            parser.error(f"--keep={arguments.keep}: exists, name a new directory")
         folder = pathlib.Path(arguments.keep or tempfile.mkdtemp(prefix="soak-"))
-        if arguments.keep:
-            folder.mkdir(parents=True)
-        else:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not arguments.keep:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
         ram = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         snapshots = pathlib.Path(tempfile.mkdtemp(prefix="soak-", dir=ram))
@@ -71,22 +72,22 @@ def soak(
     """Soaks; prints a table and JSON, and returns what is in it."""
     places = Places(folder / "run", snapshots, folder / "programs")
     started = time.monotonic()
-    with contextlib.closing(soak_watch.Soak(places)) as soaked:
-        soaked.start({"num_updates": _FOREVER, **LOCAL})
+    with contextlib.closing(soak_watch.Soak(places, {"num_updates": _FOREVER, **LOCAL})) as soaked:
         _play(soaked, arguments.seed, started + 60 * arguments.minutes)
         minutes = (time.monotonic() - started) / 60
         num_updates = 0
         if not soaked.is_stuck:
             soaked.stop()
             num_updates = soaked.journal.updates + _MORE_UPDATES
-            soaked.finish({"num_updates": num_updates, **LOCAL}, _END_S)
+            soaked.prolong(num_updates)
+            soaked.finish(_END_S)
     report = {"minutes": round(minutes, 2), **soaked.counts.report(soaked.journal)}
     report["violations"] = soaked.violations
     if num_updates and not arguments.skip_reference:
         other = Places(folder / "reference", snapshots, folder / "programs")
-        with contextlib.closing(soak_watch.Soak(other)) as reference:
-            limit_s = _END_S + 120 * arguments.minutes
-            reference.finish({"num_updates": num_updates, **ALONE}, limit_s)
+        fields = {"num_updates": num_updates, **ALONE}
+        with contextlib.closing(soak_watch.Soak(other, fields)) as reference:
+            reference.finish(_END_S + 120 * arguments.minutes)
         found = [*reference.violations, *soak_watch.differences(soaked, reference)]
         report["violations"] = soaked.violations + found
         report["same parameters"] = soaked.sha is not None and soaked.sha == reference.sha

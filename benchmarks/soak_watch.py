@@ -1,5 +1,6 @@
 """A run that is watched: started again whenever it ends, checked every few seconds, and counted."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -34,6 +35,7 @@ class Soak:
 
     Args:
         places: of the run; its directory does not exist.
+        fields: of the config of all attempts.
 
     Attributes:
         attempt: the one at work, or the last one.
@@ -47,10 +49,8 @@ class Soak:
         rollouts: hash of what was trained on, by update.
     """
 
-    attempt: Attempt
-
-    def __init__(self, places: Places):
-        """Starts nothing yet."""
+    def __init__(self, places: Places, fields: dict[str, object]):
+        """Starts the first attempt."""
         self.places = places
         self.spoiled: set[pathlib.Path] = set()
         self.excused: set[int] = set()
@@ -59,14 +59,10 @@ class Soak:
         self.violations: list[str] = []
         self.is_stuck = False
         self.rollouts: dict[int, str] = {}
-        self._fields: dict[str, object] = {}
+        self._fields = fields
         self._is_last = False
         self._newest = self._written_until = 0
         self._started = self._progressed = self._shown = self._checked = time.monotonic()
-
-    def start(self, fields: dict[str, object]) -> None:
-        """Starts the first attempt; those that follow have the same command."""
-        self._fields = fields
         self._start()
 
     def watch(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
@@ -76,10 +72,8 @@ class Soak:
         """
         deadline = time.monotonic() + seconds
         while not (is_so := until()) and not self.is_stuck and time.monotonic() < deadline:
-            if self.attempt.process.poll() is not None:
+            if self.attempt.process.poll() is not None and not self._is_last:
                 self._end()
-                if self._is_last:
-                    return until()
                 self._start()
             if time.monotonic() - self._checked > _CHECK_S:
                 self._check()
@@ -93,14 +87,18 @@ class Soak:
         self.attempt.process.send_signal(signal.SIGTERM)
         self._see_out(_STOP_S)
 
-    def finish(self, fields: dict[str, object], seconds: float) -> None:
-        """Runs it to the end of its updates, and checks that all is there."""
+    def prolong(self, num_updates: int) -> None:
+        """Starts it again, to end after so many updates."""
+        self._fields = {**self._fields, "num_updates": num_updates}
+        self._start()
+
+    def finish(self, seconds: float) -> None:
+        """Sees the run to the end of its updates, and checks that all is there."""
         self._is_last = True
-        self.start(fields)
         self._see_out(seconds)
         self._check()
         self._check_rollouts(self.journal.updates)
-        last, num_updates = self.journal.last, fields["num_updates"]
+        last, num_updates = self.journal.last, self._fields["num_updates"]
         if self.journal.updates != num_updates:
             self.violate(f"P5 the run has {self.journal.updates} updates, not {num_updates}")
         if last and last["tickets/issued"] != self.journal.updates * BOUNDS.prompts:
@@ -110,8 +108,7 @@ class Soak:
 
     def close(self) -> None:
         """Leaves no process behind."""
-        for process in self.attempt.processes():
-            os.kill(process.pid, signal.SIGKILL)
+        self._kill_all()
         self.attempt.close()
 
     def violate(self, words: str) -> None:
@@ -142,12 +139,13 @@ class Soak:
         attempt, code = self.attempt, self.attempt.process.wait()
         soak_faults.release(attempt)
         deadline = time.monotonic() + _GONE_S
-        while (left := self._left()) and time.monotonic() < deadline:
+        # Nobody cleans up after a learner that is killed before it has started any sampler.
+        is_young = code == -signal.SIGKILL and not self.updates()
+        while (left := self._left(is_young)) and time.monotonic() < deadline:
             time.sleep(_STEP_S)
         for words in left:
             self.violate(f"P9 {_GONE_S:.0f} s after an end there is {words}")
-        for process in attempt.processes():
-            os.kill(process.pid, signal.SIGKILL)
+        self._kill_all()
         attempt.close()
         self.counts.ends[code] += 1
         self._check()
@@ -155,10 +153,18 @@ class Soak:
             for words in soak_checks.check_end(code, attempt.faults, attempt.tail):
                 self.violate(words)
 
-    def _left(self) -> list[str]:
+    def _left(self, is_young: bool) -> list[str]:
         """What there still is of an attempt."""
-        snapshots = [path.name for path in self.places.snapshots.iterdir()]
+        snapshots = [] if is_young else [path.name for path in self.places.snapshots.iterdir()]
         return [f"{p.role} ({p.pid})" for p in self.attempt.processes()] + snapshots
+
+    def _kill_all(self) -> None:
+        """Kills what there still is, the learner first, that it starts nothing."""
+        self.attempt.process.kill()
+        while processes := self.attempt.processes():
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
 
     def _see_out(self, seconds: float) -> None:
         """Waits for the last end."""
