@@ -92,7 +92,7 @@ def soak(
         report["violations"] = soaked.violations + found
         report["same parameters"] = soaked.sha is not None and soaked.sha == reference.sha
     for name, value in report.items():
-        print(f"{name:28}{len(value) if name == 'violations' else value}")
+        print(f"{name:32}{len(value) if name == 'violations' else value}")
     print(json.dumps({"benchmark": "soak", "seed": arguments.seed, **report, **_machine()}))
     return report
 

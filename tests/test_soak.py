@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from asympo_jax import objectives
+from asympo_jax.config import resolve
+from asympo_jax.defaults import default_config
 from asympo_jax.runtime.snapshots import write_params
 from asympo_jax.types import Prompt
 
@@ -40,7 +42,13 @@ def bounds(checks):
 
 def line(update: int, **fields: object) -> dict[str, object]:
     """Metrics of an update of a run in which nothing is wrong, but for some."""
-    good = {"update": update, "loss": 0.5, "grad/norm": 1.0, "params/norm": 2.0, "lag/max": 1.0}
+    good: dict[str, object] = {
+        "update": update,
+        "loss": 0.5,
+        "grad/norm": 1.0,
+        "params/norm": 2.0,
+        "lag/max": 1.0,
+    }
     good |= {"tickets/issued": 2 * update + 2, "tickets/trained": 2 * update}
     good |= {"tickets/filtered": 0, "tickets/failed": 0, "update/skipped": 0.0}
     return good | {name.replace("__", "/"): value for name, value in fields.items()}
@@ -268,3 +276,23 @@ def test_rewards_fail_by_what_is_graded_alone_and_short_responses_never(load, mo
     assert [graded(1, text) for text in texts[:99]] == rewards[:99]
     calls.clear()
     assert all(0 <= graded(index, "123") < 1 for index in range(9999)) and not calls
+
+
+def test_the_run_and_its_reference_differ_in_nothing_that_changes_what_is_trained(load):
+    run = load("soak_run")
+
+    def resolved(fields):
+        config = default_config()
+        config.update_from_flattened_dict({**run.CONFIG, "num_updates": 9, **fields})
+        return resolve(config)
+
+    local, alone = resolved(run.LOCAL), resolved(run.ALONE)
+    assert (local.runtime_name, alone.runtime_name) == ("local", "sync")
+    for field in ("seed", "pacing", "objective", "step", "reward", "model", "optimizer"):
+        assert getattr(local, field) == getattr(alone, field)
+    bounds, watched = load("soak_watch").BOUNDS, local.eval
+    assert bounds.prompts * run.CONFIG["group_size"] == local.prompts_per_update * bounds.group_size
+    assert bounds.lag == local.pacing.max_lag
+    assert bounds.checkpoints > local.checkpoint.keep
+    assert bounds.snapshots > local.pacing.max_lag + 1 + watched.max_waiting
+    assert bounds.batches > local.learner.max_skipped_updates + 1
