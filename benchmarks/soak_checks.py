@@ -270,6 +270,6 @@ def slope(series: Iterable[Sequence[tuple[float, float]]]) -> float:
     for points in series:
         x, y = np.array(points, dtype=np.float64).reshape(-1, 2).T
         if len(x):
-            above += float(((x - x.mean()) * (y - y.mean())).sum())
+            above += float(((x - x.mean()) * y).sum())
             below += float(((x - x.mean()) ** 2).sum())
     return above / below if below else math.nan

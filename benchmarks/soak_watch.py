@@ -61,7 +61,7 @@ class Soak:
         self.rollouts: dict[int, str] = {}
         self._fields = fields
         self._is_last = False
-        self._newest = self._written_until = 0
+        self._newest = self._written_until = self._read_before = 0
         self._started = self._progressed = self._shown = self._checked = time.monotonic()
         self._start()
 
@@ -119,8 +119,7 @@ class Soak:
     def updates(self) -> int:
         """The newest update of this attempt, 0 before its first one."""
         self._check()
-        before = self.attempt.before
-        return self.journal.updates if self.journal.updates > before else 0
+        return self.journal.updates if self._is_under_way else 0
 
     @property
     def sha(self) -> str | None:
@@ -128,10 +127,15 @@ class Soak:
         path = self.places.workdir / "result.json"
         return json.loads(path.read_text())["parameters_sha256"] if path.exists() else None
 
+    @property
+    def _is_under_way(self) -> bool:
+        """Whether this attempt has done an update."""
+        return self.journal.num_read > self._read_before
+
     def _start(self) -> None:
         """Starts the next attempt."""
         self.attempt = Attempt(self.places, self._fields)
-        self.journal.kept = self.attempt.before
+        self.journal.kept, self._read_before = self.attempt.before, self.journal.num_read
         self.counts.start()
 
     def _end(self) -> None:
@@ -199,7 +203,8 @@ class Soak:
             *soak_checks.check_processes(processes),
         ):
             self.violate(words)
-        self.counts.measure(processes, now)
+        if self._is_under_way:  # a start takes as long as the machine lets it
+            self.counts.measure(processes, now)
         self._checked = now
         if now - self._shown > _SHOW_S:
             self._shown = now

@@ -92,6 +92,9 @@ def test_a_group_beyond_its_lag_is_found(checks, bounds):
     late[0] |= {"version": 2, "lag": 2}
     found = checks.check_rollouts(5, late, 2, bounds)
     assert found == ["P3 update 5: ticket 8 is of version 2 with lag 2, not 3"]
+    for fields in ({"version": 2}, {"lag": 2}):
+        late[0] |= {"version": 3, "lag": 1} | fields
+        assert len(checks.check_rollouts(5, late, 2, bounds)) == 1
 
 
 def journal_of(checks, bounds, path, *lines):
