@@ -17,7 +17,7 @@ import pytest
 from asympo_jax import models
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-SCRIPTS = ["sampler", "learner", "end_to_end", "memory", "scaling"]
+SCRIPTS = ["sampler", "learner", "end_to_end", "memory", "scaling", "soak"]
 
 
 @pytest.fixture(scope="module")
