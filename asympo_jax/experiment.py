@@ -18,8 +18,8 @@ from asympo_jax.runtime.sampler import Sampler
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.sampling import DrawParams, EngineConfig, Evaluator, draw_params
 from asympo_jax.settings import ExperimentConfig
-from asympo_jax.tasks import RewardError, Task, make_task
-from asympo_jax.types import GradingFailure, Prompt
+from asympo_jax.tasks import Task, make_task
+from asympo_jax.types import Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,16 +141,12 @@ def _make_pool(config: ExperimentConfig, task: Task) -> RewardPool | None:
 
 
 def _are_correct(pool: RewardPool, pairs: Sequence[tuple[Prompt, str]]) -> list[bool]:
-    """Which responses are right; one on which the grader hung or died is not.
+    """Which responses are right; one that could not be graded, for whatever reason, is not.
 
     Raises:
-        RewardError: the grader itself is wrong, or too few responses could be graded.
+        RewardError: too few responses could be graded.
     """
-    graded = pool.grade("correct", pairs)
-    for one in graded:
-        if one.failure == GradingFailure.ERROR:
-            raise RewardError(one.words)
-    return [one.value >= 1.0 for one in graded]
+    return [one.value >= 1.0 for one in pool.grade("correct", pairs)]
 
 
 def _make_grader(config: ExperimentConfig, task: Task, pool: RewardPool | None) -> Grader:
