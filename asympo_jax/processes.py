@@ -49,9 +49,10 @@ class Launcher:
             sampler.platform, sampler.visible_devices, sampler.devices
         )
         command = self._command("asympo_jax.sample")
+        lease_s = self.config.lease_s
 
         def start(holder: Holder) -> LocalProcess:
-            return LocalProcess(holder, broker, command, environment, max_frame_bytes)
+            return LocalProcess(holder, broker, command, environment, max_frame_bytes, lease_s)
 
         return Supervisor(broker, start, sampler.count, self.config.max_restarts, say)
 

@@ -50,7 +50,7 @@ class RaisesInEvaluation(Digits):
 
 
 class FailsOnSome(Digits):
-    """Grading is late where a response starts with 3, dies where with 7, raises where with 9 or 2."""
+    """Grading is late for a response that starts with 3, dies for 7, raises for 2 and 9."""
 
     grades_in_pool = True
 

@@ -109,6 +109,15 @@ def test_a_sampler_that_stops_is_killed_at_the_deadline_and_another_does_its_wor
     assert not stand_ins.is_alive(0, 1)
 
 
+def test_a_sampler_that_hangs_before_its_first_lease_is_killed_and_told_of(stand_ins):
+    broker = stand_ins.broker
+    samplers = stand_ins.start(["stop()"], max_restarts=0, start_s=2.0)
+    with pytest.raises(Closed, match=r"signal 9 \(it asked for no lease within runtime\.lease_s"):
+        broker.next_batch(PATIENCE_S)
+    samplers.stop(PATIENCE_S)
+    assert not stand_ins.is_alive(0, 0)
+
+
 @pytest.mark.parametrize(
     ("dies", "works", "num_reissued"),
     [
