@@ -10,7 +10,7 @@ from asympo_jax import experiment
 from asympo_jax.processes import end_with_learner, read_arguments
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.compilation import keep_compiled
-from asympo_jax.runtime.evaluations import EvaluatorLoop
+from asympo_jax.runtime.evaluator import EvaluatorLoop
 
 
 def main() -> int:

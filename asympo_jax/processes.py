@@ -14,7 +14,7 @@ from asympo_jax.config import from_plain, read_json, resolve
 from asympo_jax.progress import say
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.broker import Broker
-from asympo_jax.runtime.evaluations import EvaluatorProcess
+from asympo_jax.runtime.evaluator import EvaluatorProcess
 from asympo_jax.runtime.leases import Holder
 from asympo_jax.runtime.local import LocalProcess
 from asympo_jax.runtime.snapshots import SnapshotStore, remove_if_unused
@@ -60,7 +60,8 @@ class Launcher:
         """The process that evaluates snapshots."""
         evaluation = self.config.eval
         environment = placement.role_environment(evaluation.platform, evaluation.visible_devices)
-        return EvaluatorProcess(self._command("asympo_jax.evaluate_snapshots"), environment)
+        command = self._command("asympo_jax.evaluate_snapshots")
+        return EvaluatorProcess(command, environment, evaluation.deadline_s)
 
     def _command(self, program: str) -> list[str]:
         """The command of a program."""
