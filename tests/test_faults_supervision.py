@@ -278,6 +278,29 @@ def test_samplers_that_cannot_be_started_end_the_run_in_a_sentence():
     assert len(said) == 3, "each was tried twice, and one was lost before the other"
 
 
+@pytest.mark.parametrize(("enough", "num_starts"), [(20, 4), (19, 2)])
+def test_restarts_are_counted_anew_after_much_work(enough, num_starts):
+    broker, started = open_broker(), []
+
+    class Ends:
+        def __init__(self, holder):
+            self.holder = holder
+            self.num_handed_in = enough if len(started) < 3 else 1
+            started.append(holder)
+
+        def wait(self) -> str:
+            return "signal 9"
+
+        def kill(self, why):
+            return None
+
+    samplers = Supervisor(broker, Ends, 1, 1, lambda words: None)
+    with pytest.raises(Closed, match="after 1 restarts"):
+        broker.next_batch(PATIENCE_S)
+    samplers.stop(PATIENCE_S)
+    assert len(started) == num_starts
+
+
 def test_a_sampler_that_does_not_end_with_the_run_is_killed(stand_ins):
     samplers = stand_ins.start(["lease(); submit('good-0'); stop()"])
     assert next_update(stand_ins.broker, 1) == [0, 1]

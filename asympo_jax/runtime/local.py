@@ -50,7 +50,7 @@ class LocalProcess:
     ):
         """Starts the program."""
         self.holder = holder
-        self.handed_in = False
+        self.num_handed_in = 0
         self._broker = broker
         self._why_killed: str | None = None
         self._ended = threading.Event()
@@ -127,7 +127,7 @@ class LocalProcess:
                 groups = wire.groups_from(message.get("groups"))
                 lease = wire.lease_from(message.get("lease"))
                 self._broker.submit(lease, groups, wire.seconds_from(message.get("busy_s")))
-                self.handed_in = True
+                self.num_handed_in += 1
                 answer = {"type": "accepted"}
             elif message["type"] == "failed":
                 # What it says it would find again; but not one that was to end anyway.
