@@ -21,6 +21,7 @@ from asympo_jax.runtime.snapshots import SnapshotStore, remove_if_unused
 from asympo_jax.runtime.supervisor import Supervisor
 from asympo_jax.settings import ExperimentConfig
 
+_TRIES, _TRY_S = 4, 0.05  # to remove snapshots, and the time between
 _GONE_S = 2.0  # from the end of a pipe to the end of a process that does not end by itself
 
 
@@ -120,6 +121,17 @@ def _end_after(fd: int, snapshots: pathlib.Path) -> None:
     time.sleep(_GONE_S)
     remove_if_unused(snapshots)
     os._exit(1)
+
+
+def remove_left_behind(snapshots: pathlib.Path) -> None:
+    """Removes what a killed learner left, when a process ends by itself.
+
+    The pipe of a learner that was killed may be closed a moment before its lock is free.
+    """
+    for _ in range(_TRIES):
+        if remove_if_unused(snapshots):
+            return
+        time.sleep(_TRY_S)
 
 
 def read_arguments(description: str | None) -> Arguments:
