@@ -284,6 +284,14 @@ def test_an_evaluator_that_sends_too_many_bytes_is_started_anew(make_evaluator):
     assert wait_for(evaluator) == [Evaluation(7, {"eval/accuracy": 0.5})]
 
 
+@pytest.mark.parametrize("version", ["8", "[7]", "'7'"])
+def test_an_evaluator_that_answers_what_nobody_asked_ends_the_run(make_evaluator, version):
+    evaluator = make_evaluator(f"send({version}, {{'eval/accuracy': 0.5}})")
+    evaluator.request(7, None, True)
+    with pytest.raises(EvaluatorEnded, match="sent no evaluation that was asked for"):
+        wait_for(evaluator)
+
+
 def test_an_evaluator_that_cannot_be_started_is_tried_again(make_evaluator, monkeypatch):
     evaluator, start, failed = make_evaluator("die()", "answer()"), subprocess.Popen, []
 

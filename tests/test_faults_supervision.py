@@ -301,6 +301,16 @@ def test_restarts_are_counted_anew_after_much_work(enough, num_starts):
     assert len(started) == num_starts
 
 
+def test_a_run_whose_deadlines_nobody_watches_ends(monkeypatch):
+    broker, raised = open_broker(), threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda given: raised.set())
+    monkeypatch.setattr(broker, "take_back_overdue", lambda: 1 // 0)
+    Supervisor(broker, pytest.fail, 0, 0, pytest.fail)
+    with pytest.raises(Closed, match="watching deadlines: "):
+        broker.next_batch(PATIENCE_S)
+    assert raised.wait(PATIENCE_S)
+
+
 def test_a_sampler_that_does_not_end_with_the_run_is_killed(stand_ins):
     samplers = stand_ins.start(["lease(); submit('good-0'); stop()"])
     assert next_update(stand_ins.broker, 1) == [0, 1]

@@ -126,7 +126,11 @@ class EvaluatorProcess(Evaluations):
         if message["type"] == "failed":
             raise wire.BadFrame(str(message.get("cause"))[:2000])
         version, metrics = message.get("version"), message.get("metrics")
-        if version not in self._outstanding or not _are_metrics(metrics):
+        if (
+            type(version) is not int
+            or version not in self._outstanding
+            or not _are_metrics(metrics)
+        ):
             raise wire.BadFrame(f"sent no evaluation that was asked for: {message!r:.200}")
         del self._outstanding[version]
         self._since, self._restarts_left = time.monotonic(), _MAX_RESTARTS

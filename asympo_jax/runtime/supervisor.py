@@ -8,7 +8,6 @@ with the last of them.
 It knows no transport: a sampler is what the function that starts it says.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import threading
@@ -134,10 +133,16 @@ class Supervisor:
 
     def _end_overdue(self) -> None:
         """Kills samplers that let the deadline of a lease pass."""
-        with contextlib.suppress(Closed):
+        try:
             while True:
                 for out in self._broker.take_back_overdue():
                     self._kill(out)
+        except Closed:
+            pass
+        except Exception as error:
+            # Without this thread a sampler that hangs would hang for ever.
+            self._broker.close(f"watching deadlines: {type(error).__name__}: {error}")
+            raise
 
     def _kill(self, out: Out) -> None:
         """Kills the sampler that has a lease, unless it has ended."""
