@@ -60,7 +60,7 @@ def test_bytes_that_are_no_message_are_refused(frame):
 
 def with_array(*fields: object, code: int = 1) -> bytes:
     array = msgpack.ExtType(code, msgpack.packb(fields))
-    return msgpack.packb({"type": "submit", "groups": [array]})
+    return msgpack.packb({"type": "submit", "groups": [array]}) or b""
 
 
 NO_ARRAYS = {

@@ -41,7 +41,9 @@ class BadFrame(Refused):
 
 def encode(message: dict[str, Any]) -> bytes:
     """A message with a `type` as bytes."""
-    return msgpack.packb(message, default=_packed)
+    frame = msgpack.packb(message, default=_packed)
+    assert frame is not None
+    return frame
 
 
 def decode(frame: bytes) -> dict[str, Any]:
