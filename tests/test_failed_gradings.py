@@ -197,6 +197,16 @@ def test_an_evaluation_counts_them_as_wrong_and_a_grader_that_always_fails_ends_
     parts.grader.pool.close()
 
 
+@pytest.mark.parametrize(("field", "value"), [("deadline_s", 5.0), ("max_failed_share", 1.0)])
+def test_what_only_grading_processes_use_is_refused_without_them(field, value):
+    config: Any = default_config()
+    config.reward[field] = value
+    with pytest.raises(ValueError, match=rf"reward\.{field}={value}.*reward\.num_processes=1"):
+        build_parts(resolve(config))
+    config.reward.num_processes = 1
+    assert build_parts(resolve(config)).grader.pool is not None
+
+
 @pytest.mark.parametrize("order", ["ticket", "completion"])
 def test_a_run_with_graders_in_processes_trains_on_the_other_groups(runner, tmp_path, order):
     done = runner.train(
