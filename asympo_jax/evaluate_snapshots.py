@@ -7,10 +7,10 @@ command for checkpoints.
 import sys
 
 from asympo_jax import experiment
-from asympo_jax.processes import end_with_learner, read_arguments
+from asympo_jax.processes import end_with_learner, read_arguments, remove_left_behind
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.compilation import keep_compiled
-from asympo_jax.runtime.evaluations import EvaluatorLoop
+from asympo_jax.runtime.evaluator import EvaluatorLoop
 
 
 def main() -> int:
@@ -31,6 +31,7 @@ def main() -> int:
     except Exception as error:
         loop.fail(f"{type(error).__name__}: {error}")
         raise
+    remove_left_behind(given.store.directory)
     return 0
 
 

@@ -179,6 +179,7 @@ class Prepared:
             "grading": {
                 "timeouts": counts[GradingFailure.TIMEOUT],
                 "deaths": counts[GradingFailure.DEATH],
+                "errors": counts[GradingFailure.ERROR],
             },
             "device": {"platform": device.platform, "kind": device.device_kind},
             "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy")},

@@ -99,11 +99,11 @@ def table(summary: Mapping[str, Any]) -> str:
     ]
     if not summary["has_votes"]:
         lines.append(f"  no maj@{summary['samples_per_prompt']}: the task names no answers to vote")
-    failed = grading["timeouts"] + grading["deaths"]
+    failed = grading["timeouts"] + grading["deaths"] + grading["errors"]
     if failed:
         lines.append(
             f"  {failed} gradings failed and count as wrong: {grading['timeouts']} took too long, "
-            f"in {grading['deaths']} the process died"
+            f"in {grading['deaths']} the process died, {grading['errors']} raised"
         )
     compiled = "including compilation" if generation["has_compilation"] else "no compilation"
     lines += [

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from asympo_jax import import_path, models
+from asympo_jax.defaults import default_config
 from asympo_jax.hf_tokenizer import HfTokenizer
 from asympo_jax.models import ModelConfig
 from asympo_jax.runtime.admission import Admission
@@ -17,9 +18,10 @@ from asympo_jax.runtime.rewards import Grader
 from asympo_jax.runtime.sampler import Sampler
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.sampling import DrawParams, EngineConfig, Evaluator, draw_params
+from asympo_jax.sections import RewardConfig
 from asympo_jax.settings import ExperimentConfig
-from asympo_jax.tasks import RewardError, Task, make_task
-from asympo_jax.types import GradingFailure, Prompt
+from asympo_jax.tasks import Task, make_task
+from asympo_jax.types import Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,23 +136,32 @@ def _make_pool(config: ExperimentConfig, task: Task) -> RewardPool | None:
             "reward.num_processes=1 or reward.isolate=False"
         )
     if not num_processes:
+        _refuse_unused(settings)
         return None
     options, isolate = config.task_options, settings.isolate
     source = RewardSource(config.task_name, options, settings.function, isolate)
     return RewardPool(source, num_processes, settings.deadline_s, settings.max_failed_share)
 
 
+def _refuse_unused(settings: RewardConfig) -> None:
+    """Refuses what only grading processes use, where there are none."""
+    unused = default_config().reward
+    for field in ("deadline_s", "max_failed_share"):
+        value = getattr(settings, field)
+        if value != unused[field]:
+            raise ValueError(
+                f"reward.{field}={value}: a sampler that grades itself does not use it; set "
+                f"reward.num_processes=1 or leave it at {unused[field]}"
+            )
+
+
 def _are_correct(pool: RewardPool, pairs: Sequence[tuple[Prompt, str]]) -> list[bool]:
-    """Which responses are right; one on which the grader hung or died is not.
+    """Which responses are right; one that could not be graded, for whatever reason, is not.
 
     Raises:
-        RewardError: the grader itself is wrong, or too few responses could be graded.
+        RewardError: too few responses could be graded.
     """
-    graded = pool.grade("correct", pairs)
-    for one in graded:
-        if one.failure == GradingFailure.ERROR:
-            raise RewardError(one.words)
-    return [one.value >= 1.0 for one in graded]
+    return [one.value >= 1.0 for one in pool.grade("correct", pairs)]
 
 
 def _make_grader(config: ExperimentConfig, task: Task, pool: RewardPool | None) -> Grader:

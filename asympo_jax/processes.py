@@ -14,13 +14,14 @@ from asympo_jax.config import from_plain, read_json, resolve
 from asympo_jax.progress import say
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.broker import Broker
-from asympo_jax.runtime.evaluations import EvaluatorProcess
+from asympo_jax.runtime.evaluator import EvaluatorProcess
 from asympo_jax.runtime.leases import Holder
 from asympo_jax.runtime.local import LocalProcess
 from asympo_jax.runtime.snapshots import SnapshotStore, remove_if_unused
 from asympo_jax.runtime.supervisor import Supervisor
 from asympo_jax.settings import ExperimentConfig
 
+_TRIES, _TRY_S = 4, 0.05  # to remove snapshots, and the time between
 _GONE_S = 2.0  # from the end of a pipe to the end of a process that does not end by itself
 
 
@@ -49,9 +50,10 @@ class Launcher:
             sampler.platform, sampler.visible_devices, sampler.devices
         )
         command = self._command("asympo_jax.sample")
+        lease_s = self.config.lease_s
 
         def start(holder: Holder) -> LocalProcess:
-            return LocalProcess(holder, broker, command, environment, max_frame_bytes)
+            return LocalProcess(holder, broker, command, environment, max_frame_bytes, lease_s)
 
         return Supervisor(broker, start, sampler.count, self.config.max_restarts, say)
 
@@ -59,7 +61,8 @@ class Launcher:
         """The process that evaluates snapshots."""
         evaluation = self.config.eval
         environment = placement.role_environment(evaluation.platform, evaluation.visible_devices)
-        return EvaluatorProcess(self._command("asympo_jax.evaluate_snapshots"), environment)
+        command = self._command("asympo_jax.evaluate_snapshots")
+        return EvaluatorProcess(command, environment, evaluation.deadline_s)
 
     def _command(self, program: str) -> list[str]:
         """The command of a program."""
@@ -118,6 +121,17 @@ def _end_after(fd: int, snapshots: pathlib.Path) -> None:
     time.sleep(_GONE_S)
     remove_if_unused(snapshots)
     os._exit(1)
+
+
+def remove_left_behind(snapshots: pathlib.Path) -> None:
+    """Removes what a killed learner left, when a process ends by itself.
+
+    The pipe of a learner that was killed may be closed a moment before its lock is free.
+    """
+    for _ in range(_TRIES):
+        if remove_if_unused(snapshots):
+            return
+        time.sleep(_TRY_S)
 
 
 def read_arguments(description: str | None) -> Arguments:

@@ -6,7 +6,7 @@ Not for use by hand: it needs that pipe and the snapshots of a running learner.
 import sys
 
 from asympo_jax import experiment
-from asympo_jax.processes import end_with_learner, read_arguments
+from asympo_jax.processes import end_with_learner, read_arguments, remove_left_behind
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.compilation import keep_compiled
 from asympo_jax.runtime.local import LocalClient
@@ -33,6 +33,7 @@ def main() -> int:
     except Exception as error:
         client.fail(f"{type(error).__name__}: {error}")
         raise
+    remove_left_behind(given.store.directory)
     return 0
 
 

@@ -189,7 +189,8 @@ class EvalConfig:
         process: whether snapshots are evaluated in a process of its own, which never holds up the
             learner; else the learner evaluates. Unset for yes, if there are other processes.
         max_waiting: snapshots that may be kept for that process; evaluations beyond are left out.
-        deadline_s: seconds without any evaluation after which the end of the run gives up waiting.
+        deadline_s: seconds without an evaluation that was asked for after which that process is
+            started anew, and the end of the run gives up waiting.
         platform: jax platform of that process; unset for the samplers'.
         visible_devices: as `sampler.visible_devices`, of that process; unset for the samplers'.
     """

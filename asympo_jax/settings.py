@@ -51,8 +51,10 @@ class ExperimentConfig:
         stall_s: seconds that the learner waits for a group, or for an update to be published,
             before it gives up.
         lease_s: seconds that a sampler may have a lease, the compilation of its programs included,
-            before it is killed and the lease given out again; half of `stall_s` unless it is set.
-        max_restarts: times that each sampler is started again in an attempt at the run.
+            before it is killed and the lease given out again, and from its start to its first
+            request for one; half of `stall_s` unless it is set.
+        max_restarts: times that each sampler is started again in an attempt at the run, counted
+            anew once it has handed in 20 leases without a restart.
         snapshot_dir: where snapshots are put; None for the RAM disk.
         compilation_cache: where compiled programs are kept; None for `$ASYMPO_CACHE/xla`, else
             `~/.cache/asympo_jax/xla`; empty for nowhere.

@@ -175,7 +175,7 @@ class _Run:
             broker.open(int(state.update))
             progress = Progress(config.pacing.num_updates)
             bounds = (config.eval.max_waiting, config.eval.deadline_s)
-            log = EvaluationLog(evaluations, writer, progress.evaluated, *bounds)
+            log = EvaluationLog(evaluations, writer, progress.evaluated, say, *bounds)
             self._request_first(log, state, progress)
             log.collect()
             publisher = make_publisher(config, self.store, self.workdir, broker, int(state.update))

@@ -128,9 +128,15 @@ class Obeys(Arithmetic):
         return self.reward(prompt, text) > 2
 
 
-class CannotStart(Arithmetic):
-    def __init__(self):
-        os._exit(5)
+class StartsAfter(Obeys):
+    """Ends the first processes that make it."""
+
+    def __init__(self, home: str, num_failed: int):
+        attempt = len(os.listdir(home))
+        (pathlib.Path(home) / str(attempt)).touch()
+        if attempt < num_failed:
+            os._exit(5)
+        super().__init__()
 
 
 class Slow(Arithmetic):

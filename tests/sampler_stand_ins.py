@@ -113,7 +113,9 @@ class StandIns:
         """Puts a frame where programs find it."""
         (self.home / name).write_bytes(frame)
 
-    def start(self, *programs: Sequence[str], max_restarts: int = 3) -> Supervisor:
+    def start(
+        self, *programs: Sequence[str], max_restarts: int = 3, start_s: float = 1e6
+    ) -> Supervisor:
         """Starts samplers: for each its statements at the first attempt, the second, and so on."""
 
         def start(holder: Holder) -> LocalProcess:
@@ -121,7 +123,7 @@ class StandIns:
             command = [sys.executable, "-S", "-c", "\n".join([_PRELUDE, *lines])]
             command.append(f"--home={self.home}")
             largest = ADMISSION.max_frame_bytes(2)
-            return LocalProcess(holder, self.broker, command, os.environ, largest)
+            return LocalProcess(holder, self.broker, command, os.environ, largest, start_s)
 
         return Supervisor(self.broker, start, len(programs), max_restarts, self._say)
 

@@ -50,7 +50,7 @@ class RaisesInEvaluation(Digits):
 
 
 class FailsOnSome(Digits):
-    """Grading is late where a response starts with 3, and dies where with 7."""
+    """Grading is late for a response that starts with 3, dies for 7, raises for 2 and 9."""
 
     grades_in_pool = True
 
@@ -59,6 +59,8 @@ class FailsOnSome(Digits):
             raise TimeoutError
         if text.startswith("7"):
             os._exit(3)
+        if text.startswith(("9", "2")):
+            raise RuntimeError("the grader fell over")
         return super().correct(prompt, text)
 
 

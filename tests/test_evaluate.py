@@ -222,12 +222,15 @@ def test_gradings_that_fail_count_as_wrong_and_are_told(hf_dir, tmp_path):
     ]
     late = [one for one in responses if one["text"].startswith("3")]
     fatal = [one for one in responses if one["text"].startswith("7")]
-    assert late and fatal and not any(one["correct"] for one in late + fatal)
+    wrong = [one for one in responses if one["text"].startswith(("9", "2"))]
+    assert late and fatal and wrong
+    assert not any(one["correct"] for one in late + fatal + wrong)
     assert any(one["correct"] for one in responses)
-    assert summary["grading"] == {"timeouts": len(late), "deaths": len(fatal)}
+    counts = {"timeouts": len(late), "deaths": len(fatal), "errors": len(wrong)}
+    assert summary["grading"] == counts
     assert (
-        f"{len(late) + len(fatal)} gradings failed and count as wrong: {len(late)} took too long, "
-        f"in {len(fatal)} the process died"
+        f"{sum(counts.values())} gradings failed and count as wrong: {len(late)} took too long, "
+        f"in {len(fatal)} the process died, {len(wrong)} raised"
     ) in evaluation_report.table(summary)
 
 

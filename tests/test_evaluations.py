@@ -5,12 +5,18 @@ import os
 import pathlib
 import re
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from tiny_runs import TIMEOUT_S
 
 from asympo_jax.runtime.evaluations import Evaluation, EvaluationLog, EvaluatorEnded
+from asympo_jax.runtime.evaluator import EvaluatorProcess
 from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
+
+PATIENCE_S = 120.0
 
 
 class Waiting:
@@ -40,8 +46,8 @@ def writer(tmp_path):
     writer.close()
 
 
-def make_log(evaluations, writer, max_waiting=2, deadline_s=60.0) -> EvaluationLog:
-    return EvaluationLog(evaluations, writer, lambda *_: None, max_waiting, deadline_s)
+def make_log(evaluations, writer, max_waiting=2, deadline_s=60.0, say=pytest.fail) -> EvaluationLog:
+    return EvaluationLog(evaluations, writer, lambda *_: None, say, max_waiting, deadline_s)
 
 
 def test_an_evaluation_that_comes_in_late_belongs_to_its_update(writer, tmp_path):
@@ -181,20 +187,121 @@ def test_a_killed_evaluator_is_started_anew_and_nothing_is_lost(separate, runner
     assert accuracies(lines) == {update: wanted[update] for update in range(7)}
 
 
-def test_an_evaluator_that_is_killed_again_and_again_ends_the_run(runner, tmp_path):
-    run = runner.start(tmp_path / "run", num_updates=100_000, **FIELDS)
-    assert run.stderr is not None
-    for line in run.stderr:
-        if line.startswith("update"):
-            break
-    killed = set()
-    while len(killed) < 4:
-        pid = evaluator_of(run.pid)
-        if pid is not None and pid not in killed:
-            os.kill(pid, signal.SIGKILL)
-            killed.add(pid)
-        assert run.poll() is None or len(killed) == 4
-    stderr = run.communicate(timeout=120)[1]
-    assert run.returncode == 1
-    assert stderr.splitlines()[-1].startswith("error: the evaluator ended with signal 9")
-    assert not list(runner.snapshots.iterdir())
+STAND_IN = """
+import os, signal, sys
+import msgpack
+from multiprocessing.connection import Connection
+given = dict(argument[2:].split("=", 1) for argument in sys.argv[1:])
+pipe = Connection(int(given["fd"]))
+attempt = len(os.listdir(given["home"]))
+open(f"{given['home']}/{attempt}", "w").close()
+
+def send(version, metrics):
+    message = {"type": "evaluated", "version": version, "metrics": metrics}
+    pipe.send_bytes(msgpack.packb(message))
+
+def answer():
+    send(msgpack.unpackb(pipe.recv_bytes())["version"], {"eval/accuracy": 0.5})
+
+def die():
+    pipe.recv_bytes()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+does = given["does"].split(";")
+exec(does[min(attempt, len(does) - 1)])
+"""
+
+
+@pytest.fixture
+def make_evaluator(tmp_path):
+    """Evaluators that do something at each attempt, the last of it again and again."""
+    made = []
+
+    def make(*does: str, deadline_s: float = 1e6) -> EvaluatorProcess:
+        home = tmp_path / f"attempts-{len(made)}"
+        home.mkdir()
+        command = [sys.executable, "-c", STAND_IN, f"--home={home}", f"--does={';'.join(does)}"]
+        environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+        made.append(EvaluatorProcess(command, environment, deadline_s))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()
+
+
+def wait_for(evaluations: EvaluatorProcess) -> list[Evaluation]:
+    """Asks until something comes in, or raises."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        if found := evaluations.finished(0.1):
+            return found
+    raise AssertionError("nothing came in")
+
+
+def test_an_evaluator_that_dies_now_and_then_is_started_anew_as_often(make_evaluator):
+    evaluator = make_evaluator(*["die()", "answer()"] * 5)
+    for version in range(5):
+        evaluator.request(version, None, False)
+        assert wait_for(evaluator) == [Evaluation(version, {"eval/accuracy": 0.5})]
+
+
+def test_an_evaluator_that_dies_again_and_again_is_left_out_until_the_next_request(
+    make_evaluator, writer, tmp_path
+):
+    evaluator, said = make_evaluator(*["die()"] * 4, "answer()"), []
+    log = make_log(evaluator, writer, say=said.append)
+    assert log.request(1, None) and log.request(2, None)
+    while not said:
+        assert not log.collect()
+    assert said == [
+        "the evaluator ended with signal 9; what it printed above may say why; "
+        "evaluations left out: 1, 2"
+    ]
+    assert not evaluator.outstanding() and not log.collect()
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert lines == [{"update": 1, "eval/left_out": 1.0}, {"update": 2, "eval/left_out": 1.0}]
+    assert log.last(3, None, lambda: None) == {"eval/accuracy": 0.5}
+
+
+def test_an_evaluator_that_dies_again_and_again_in_the_last_evaluation_ends_the_run(
+    make_evaluator, writer
+):
+    with pytest.raises(EvaluatorEnded, match="the evaluator ended with signal 9"):
+        make_log(make_evaluator("die()"), writer).last(3, None, lambda: None)
+
+
+def test_an_evaluator_that_hangs_is_killed_at_the_deadline_and_asked_again(make_evaluator):
+    evaluator = make_evaluator("signal.pause()", "answer()", deadline_s=3.0)
+    evaluator.request(7, None, True)
+    (found,) = wait_for(evaluator)
+    assert found.version == 7
+
+
+def test_an_evaluator_that_sends_too_many_bytes_is_started_anew(make_evaluator):
+    evaluator = make_evaluator("send(7, {'x' * 70_000: 0.5})", "answer()")
+    evaluator.request(7, None, True)
+    assert wait_for(evaluator) == [Evaluation(7, {"eval/accuracy": 0.5})]
+
+
+@pytest.mark.parametrize("version", ["8", "[7]", "'7'"])
+def test_an_evaluator_that_answers_what_nobody_asked_ends_the_run(make_evaluator, version):
+    evaluator = make_evaluator(f"send({version}, {{'eval/accuracy': 0.5}})")
+    evaluator.request(7, None, True)
+    with pytest.raises(EvaluatorEnded, match="sent no evaluation that was asked for"):
+        wait_for(evaluator)
+
+
+def test_an_evaluator_that_cannot_be_started_is_tried_again(make_evaluator, monkeypatch):
+    evaluator, start, failed = make_evaluator("die()", "answer()"), subprocess.Popen, []
+
+    def fail_twice(*given, **more):
+        if len(failed) < 2:
+            failed.append(given)
+            raise OSError("no memory for a process")
+        return start(*given, **more)
+
+    monkeypatch.setattr(subprocess, "Popen", fail_twice)
+    evaluator.request(7, None, True)
+    assert wait_for(evaluator) == [Evaluation(7, {"eval/accuracy": 0.5})]
+    assert len(failed) == 2

@@ -180,7 +180,7 @@ def test_an_update_is_that_of_the_batch_without_them_and_so_is_the_mean_reward()
     np.testing.assert_allclose(metrics["reward/mean"], mean, rtol=1e-5)
 
 
-def test_an_evaluation_counts_them_as_wrong_and_a_wrong_grader_as_an_error():
+def test_an_evaluation_counts_them_as_wrong_and_a_grader_that_always_fails_ends_it():
     config: Any = default_config()
     config.task.name = "graders_for_tests:Obeys"
     config.reward.num_processes = 1
@@ -188,12 +188,23 @@ def test_an_evaluation_counts_them_as_wrong_and_a_wrong_grader_as_an_error():
     config.eval.num_prompts = 1
     parts = build_parts(resolve(config))
     assert parts.correct is not None
-    texts = ["3", "1", "hang", "die", "4"]
-    assert parts.correct([(PROMPT, text) for text in texts]) == [True, False, False, False, True]
-    with pytest.raises(RewardError, match=r"correct for prompt 0.*the grader fell over"):
-        parts.correct([(PROMPT, "3"), (PROMPT, "raise")])
+    texts = ["3", "1", "hang", "die", "raise", "4"]
+    right = [True, False, False, False, False, True]
+    assert parts.correct([(PROMPT, text) for text in texts]) == right
+    with pytest.raises(RewardError, match=r"16 raised .*correct for prompt 0.*the grader fell"):
+        parts.correct([(PROMPT, "raise")] * 15)
     assert parts.grader.pool is not None
     parts.grader.pool.close()
+
+
+@pytest.mark.parametrize(("field", "value"), [("deadline_s", 5.0), ("max_failed_share", 1.0)])
+def test_what_only_grading_processes_use_is_refused_without_them(field, value):
+    config: Any = default_config()
+    config.reward[field] = value
+    with pytest.raises(ValueError, match=rf"reward\.{field}={value}.*reward\.num_processes=1"):
+        build_parts(resolve(config))
+    config.reward.num_processes = 1
+    assert build_parts(resolve(config)).grader.pool is not None
 
 
 @pytest.mark.parametrize("order", ["ticket", "completion"])

@@ -7,6 +7,8 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ from asympo_jax.config import default_config, resolve
 from asympo_jax.learning import state_from_params
 from asympo_jax.runtime import metrics
 from asympo_jax.runtime.checkpoint import Checkpointer, CheckpointRefused, SaveCadence
+from asympo_jax.runtime.events import EventWriter
 from asympo_jax.runtime.files import Lines, replace
 from asympo_jax.runtime.ledger import Ledger
 from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
@@ -133,18 +136,50 @@ def test_metrics_that_cannot_be_written_are_told_once_counted_and_written_later(
 
 
 def test_events_go_on_in_another_file_after_one_that_could_not_be_written(tmp_path, monkeypatch):
+    """Which is tried now and then, and leaves no empty files."""
     from tensorboardX.event_file_writer import EventsWriter
 
-    writer = MetricsWriter(tmp_path, 0, tensorboard=True, warn=lambda words: None)
-    writer.write(1, {"loss": 1.0})
+    now = [0.0]
+    events = EventWriter(tmp_path / "tensorboard", 0, clock=lambda: now[0])
+
+    def write_all(updates) -> int:
+        """How many of them raised."""
+        num_failed = 0
+        for now[0] in updates:
+            try:
+                events.write(int(now[0]), {"loss": 1.0}, {})
+            except OSError:
+                num_failed += 1
+        return num_failed
+
+    assert write_all(range(1, 3)) == 0
     with monkeypatch.context() as broken:
-        broken.setattr(EventsWriter, "write_event", lambda *_: os.write(-1, b""))
-        writer.write(2, {"loss": 2.0})
-    for update in range(3, 100):
-        writer.write(update, {"loss": 3.0})
-    writer.close()
-    assert writer.metrics()["log/failures"] == 1
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+        broken.setattr(EventsWriter, "flush", lambda *_: os.write(-1, b""))
+        assert write_all(range(3, 63)) == 2
+    assert write_all(range(63, 200)) == 0
+    events.close()
+    sizes = [path.stat().st_size for path in (tmp_path / "tensorboard").iterdir()]
+    assert len(sizes) == 3 and all(sizes)
+
+
+def test_a_full_disk_gets_no_empty_file_of_events(tmp_path):
+    events = EventWriter(tmp_path / "tensorboard", 0)
+    with no_room():
+        events.write(1, {"loss": 1.0}, {})
+        events.close()
+    assert not list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_file_is_written_whatever_the_locale_and_the_text(tmp_path):
+    program = f"""
+import pathlib
+from asympo_jax.runtime.files import replace
+replace(pathlib.Path({str(tmp_path / "file")!r}), chr(0xe9) + chr(0x4e2d) + chr(0xd83d))
+"""
+    environment = {"PYTHONPATH": ":".join(sys.path), "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    environment["PYTHONUTF8"] = "0"
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    assert (tmp_path / "file").read_bytes() == "\u00e9\u4e2d\\ud83d".encode()
 
 
 def test_a_failure_while_samples_are_written_leaves_none_of_them(tmp_path):

@@ -11,7 +11,7 @@ import textwrap
 import pytest
 from tiny_runs import TIMEOUT_S
 
-from asympo_jax import endings
+from asympo_jax import endings, processes
 from asympo_jax.runtime.snapshots import make_snapshot_directory
 
 PRELUDE = """
@@ -177,3 +177,18 @@ def test_a_sampler_ignores_signals_and_ends_with_its_learner_whose_snapshots_it_
         started.stdin.close()
         assert started.stdout.readline() == "1\n"
     assert not directory.exists()
+
+
+def test_a_process_that_ends_by_itself_removes_what_a_killed_learner_left(tmp_path, monkeypatch):
+    """Also where the lock of the learner is free only a moment after its pipe is closed."""
+    directory, lock = make_snapshot_directory(str(tmp_path), "run")
+    (directory / "v00000000.safetensors").touch()
+    waits = []
+
+    def wait(seconds):
+        waits.append(directory.exists())
+        lock.close()
+
+    monkeypatch.setattr(processes.time, "sleep", wait)
+    processes.remove_left_behind(directory)
+    assert waits == [True] and not directory.exists()

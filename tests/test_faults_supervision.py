@@ -109,6 +109,15 @@ def test_a_sampler_that_stops_is_killed_at_the_deadline_and_another_does_its_wor
     assert not stand_ins.is_alive(0, 1)
 
 
+def test_a_sampler_that_hangs_before_its_first_lease_is_killed_and_told_of(stand_ins):
+    broker = stand_ins.broker
+    samplers = stand_ins.start(["stop()"], max_restarts=0, start_s=2.0)
+    with pytest.raises(Closed, match=r"signal 9 \(it asked for no lease within runtime\.lease_s"):
+        broker.next_batch(PATIENCE_S)
+    samplers.stop(PATIENCE_S)
+    assert not stand_ins.is_alive(0, 0)
+
+
 @pytest.mark.parametrize(
     ("dies", "works", "num_reissued"),
     [
@@ -267,6 +276,39 @@ def test_samplers_that_cannot_be_started_end_the_run_in_a_sentence():
         broker.next_batch(PATIENCE_S)
     samplers.stop(PATIENCE_S)
     assert len(said) == 3, "each was tried twice, and one was lost before the other"
+
+
+@pytest.mark.parametrize(("enough", "num_starts"), [(20, 4), (19, 2)])
+def test_restarts_are_counted_anew_after_much_work(enough, num_starts):
+    broker, started = open_broker(), []
+
+    class Ends:
+        def __init__(self, holder):
+            self.holder = holder
+            self.num_handed_in = enough if len(started) < 3 else 1
+            started.append(holder)
+
+        def wait(self) -> str:
+            return "signal 9"
+
+        def kill(self, why):
+            return None
+
+    samplers = Supervisor(broker, Ends, 1, 1, lambda words: None)
+    with pytest.raises(Closed, match="after 1 restarts"):
+        broker.next_batch(PATIENCE_S)
+    samplers.stop(PATIENCE_S)
+    assert len(started) == num_starts
+
+
+def test_a_run_whose_deadlines_nobody_watches_ends(monkeypatch):
+    broker, raised = open_broker(), threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda given: raised.set())
+    monkeypatch.setattr(broker, "take_back_overdue", lambda: 1 // 0)
+    Supervisor(broker, pytest.fail, 0, 0, pytest.fail)
+    with pytest.raises(Closed, match="watching deadlines: "):
+        broker.next_batch(PATIENCE_S)
+    assert raised.wait(PATIENCE_S)
 
 
 def test_a_sampler_that_does_not_end_with_the_run_is_killed(stand_ins):

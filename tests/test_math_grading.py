@@ -261,3 +261,14 @@ def test_equal_texts_and_numbers_need_no_library(monkeypatch):
 )
 def test_equal_numbers_and_equal_texts_vote_together(text, key):
     assert math_grading.vote(text) == key
+
+
+def test_too_little_memory_says_nothing_about_an_answer(monkeypatch):
+    import math_verify
+
+    def fail(*given, **more):
+        raise MemoryError
+
+    monkeypatch.setattr(math_verify, "verify", fail)
+    with pytest.raises(MemoryError):
+        math_grading.is_verified("x+1", "1+x")

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from asympo_jax.runtime import reward_pool
+from asympo_jax.runtime import reward_pool, reward_process
 from asympo_jax.runtime.reward_pool import Graded, RewardPool, RewardSource
 from asympo_jax.tasks import RewardError
 from asympo_jax.types import GradingFailure, Prompt
@@ -120,7 +120,7 @@ def test_children_that_a_grader_forgets_are_killed_with_the_pool(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_grader_that_stops_or_kills_its_guard_is_killed_all_the_same(monkeypatch, number):
-    monkeypatch.setattr(reward_pool, "_END_S", 0.1)
+    monkeypatch.setattr(reward_process, "_END_S", 0.1)
     pool = RewardPool(OBEYS, num_processes=1, deadline_s=1.5)
     assert grade(pool, "2", f"unguarded {int(number)}", "3") == [Graded(2.0), TIMEOUT, Graded(3.0)]
     pool.close()
@@ -171,11 +171,43 @@ def test_a_call_that_is_cut_short_leaves_no_late_answers_for_the_next(monkeypatc
     pool.close()
 
 
-def test_a_task_that_cannot_be_made_is_an_error_and_no_grade():
-    pool = RewardPool(RewardSource("graders_for_tests:CannotStart", {}), 1, 30)
-    with pytest.raises(RewardError, match="ended before it was ready"):
+def starts_after(home: pathlib.Path, num_failed: int) -> RewardPool:
+    home.mkdir()
+    options = {"home": str(home), "num_failed": num_failed}
+    return RewardPool(RewardSource("graders_for_tests:StartsAfter", options), 1, 30)
+
+
+def test_a_process_whose_start_failed_twice_is_started_again_for_the_same_response(tmp_path):
+    pool = starts_after(tmp_path / "home", 2)
+    assert grade(pool, "5", "3") == [Graded(5.0), Graded(3.0)]
+    pool.close()
+
+
+def test_a_task_that_cannot_be_made_is_an_error_and_no_grade(tmp_path):
+    pool = starts_after(tmp_path / "home", 9)
+    with pytest.raises(RewardError, match=r"ended before it was ready.*, 3 times in a row"):
         grade(pool, "1")
     assert pool._workers[0]._process is None
+    assert len(list((tmp_path / "home").iterdir())) == 3
+
+
+@pytest.mark.parametrize("num_failed", [2, 3])
+def test_a_process_that_the_system_refuses_is_tried_three_times(monkeypatch, num_failed):
+    pool, start, failed = RewardPool(OBEYS, 1, 30), subprocess.Popen, []
+
+    def fail(*given, **more):
+        if len(failed) < num_failed:
+            failed.append(given)
+            raise OSError("no memory for a process")
+        return start(*given, **more)
+
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    if num_failed == 2:
+        assert grade(pool, "5") == [Graded(5.0)]
+    else:
+        with pytest.raises(RewardError, match=r"could not be started \(no memory"):
+            grade(pool, "5")
+    pool.close()
 
 
 def test_a_closed_pool_has_no_processes_and_can_grade_again():

@@ -1,5 +1,9 @@
 """The wire: what goes in comes out, and what should not have been sent is refused by field."""
 
+import subprocess
+import sys
+
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given
@@ -52,6 +56,51 @@ def test_bytes_that_are_no_message_are_refused(frame):
     except wire.BadFrame:
         return
     assert isinstance(message["type"], str)
+
+
+def with_array(*fields: object, code: int = 1) -> bytes:
+    array = msgpack.ExtType(code, msgpack.packb(fields))
+    return msgpack.packb({"type": "submit", "groups": [array]}) or b""
+
+
+NO_ARRAYS = {
+    "a date": with_array((1,), "M8[s]", bytes(8)),
+    "a type that cannot be parsed": with_array((1,), "f4,(", bytes(8)),
+    "objects": with_array((1,), "O", bytes(8)),
+    "a name as bytes": with_array((1,), b"int8", bytes(1)),
+    "too few bytes": with_array((2, 2), "int8", bytes(3)),
+    "a negative length": with_array((-1, 1), "int8", bytes(1)),
+    "lengths that are none": with_array((True, "1"), "int8", bytes(1)),
+    "too many axes": with_array((1,) * 999, "int8", bytes(1)),
+    "a length of many bits": with_array((0, 2**63), "int8", b""),
+    "no shape": with_array("int8", bytes(1)),
+    "another extension": with_array((1,), "int8", bytes(1), code=2),
+}
+
+
+@pytest.mark.parametrize("name", NO_ARRAYS)
+def test_what_is_no_array_of_a_known_type_is_refused(name):
+    with pytest.raises(wire.BadFrame):
+        wire.decode(NO_ARRAYS[name])
+
+
+def test_no_type_from_outside_ends_the_process():
+    """NumPy divides by the zero, which is no exception but a signal."""
+    frame = with_array((1,), b"M8[s/0]", bytes(8))
+    program = f"from asympo_jax.runtime import wire; wire.decode({frame!r})"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert b"BadFrame" in ended.stderr
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (2, 1, 3)])
+def test_an_array_of_any_shape_comes_back_as_it_was_sent(shape):
+    for dtype in (bool, np.int8, np.int64, np.float16, np.float64):
+        sent = np.ones(shape, dtype)
+        found = wire.decode(wire.encode({"type": "any", "array": sent}))["array"]
+        np.testing.assert_array_equal(found, sent, strict=True)
 
 
 WRONG = {

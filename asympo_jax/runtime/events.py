@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-_FLUSH_S = 30.0  # at most this much is not yet to be seen
+_FLUSH_S = 30.0  # at most this much is not yet to be seen, or lost after a failure
 
 
 class EventWriter:
@@ -38,16 +38,19 @@ class EventWriter:
         self._num_files = 0
         self._file: Any = None
         self._flushed = clock()
+        self._failed: float | None = None  # when, if nothing was written since
 
     def write(
         self, update: int, values: Mapping[str, float], histograms: Mapping[str, Sequence[int]]
     ) -> None:
-        """One event.
+        """One event; nothing for a while after a failure, so that a full disk gets few files.
 
         Raises:
-            OSError: it cannot be written; what was not yet to be seen is lost, and the next event
-                goes to another file.
+            OSError: it cannot be written; what was not yet to be seen is lost, and what comes
+                after that while goes to another file.
         """
+        if self._failed is not None and self._clock() - self._failed < _FLUSH_S:
+            return
         from tensorboardX import summary  # imported here because it is slow to load
 
         found = summary.Summary()
@@ -64,16 +67,25 @@ class EventWriter:
             if self._clock() - self._flushed >= _FLUSH_S:
                 self._file.flush()
                 self._flushed = self._clock()
+            self._failed = None
         except OSError:
+            self._failed = self._clock()
             self.close()
             raise
 
     def close(self) -> None:
-        """Closes the file, whether or not what is left can be written."""
+        """Closes the file, whether or not what is left can be written; an empty one goes."""
         file, self._file = self._file, None
         if file is not None:
             with contextlib.suppress(OSError):
                 file.close()
+            # It has not closed its file where what was left could not be written.
+            with contextlib.suppress(OSError):
+                file._py_recordio_writer.close()
+        for path in self._folder.glob(f"events*.{os.getpid()}.*"):
+            with contextlib.suppress(OSError):
+                if not path.stat().st_size:
+                    path.unlink()
 
     def _open(self) -> Any:
         """A new file; the first one hides what earlier attempts wrote of the same updates."""

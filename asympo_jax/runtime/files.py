@@ -22,8 +22,10 @@ def replace(path: pathlib.Path, text: str) -> None:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(os.open(partial, os.O_WRONLY | os.O_TRUNC | _FLAGS, _MODE), "w") as file:
-            file.write(text)
+        # Whatever the locale is; half a character of a response is escaped.
+        content = text.encode("utf-8", "backslashreplace")
+        with open(os.open(partial, os.O_WRONLY | os.O_TRUNC | _FLAGS, _MODE), "wb") as file:
+            file.write(content)
         os.replace(partial, path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -36,6 +36,7 @@ class LocalProcess:
         command: program and arguments; `--index=I`, `--fd=N` and `--submit_fd=M` follow.
         environment: environment of the program.
         max_frame_bytes: of a submission; a process that sends more is killed.
+        start_s: seconds until it must have asked for its first lease, else it is killed.
     """
 
     def __init__(
@@ -45,10 +46,11 @@ class LocalProcess:
         command: Sequence[str],
         environment: Mapping[str, str],
         max_frame_bytes: int,
+        start_s: float,
     ):
         """Starts the program."""
         self.holder = holder
-        self.handed_in = False
+        self.num_handed_in = 0
         self._broker = broker
         self._why_killed: str | None = None
         self._ended = threading.Event()
@@ -63,7 +65,7 @@ class LocalProcess:
                 process_group=0,  # Ctrl-C reaches the learner alone, which closes the pipes
             )
         name = f"{holder[0]}-{holder[1]}"
-        self._leasing = _started(f"leases-{name}", self._serve, leases, _MAX_SMALL_BYTES)
+        self._leasing = _started(f"leases-{name}", self._serve_leases, leases, start_s)
         self._submitting = _started(
             f"submissions-{name}", self._serve, submissions, max_frame_bytes
         )
@@ -88,6 +90,12 @@ class LocalProcess:
         self._leasing.join(_EXIT_TIMEOUT_S)
         words = f"signal {-code}" if code < 0 else f"exit code {code}"
         return words if self._why_killed is None else f"{words} ({self._why_killed})"
+
+    def _serve_leases(self, connection: Connection, start_s: float) -> None:
+        """Answers requests for leases; the first one must come in time."""
+        if not connection.poll(start_s):
+            self.kill("it asked for no lease within runtime.lease_s of its start")
+        self._serve(connection, _MAX_SMALL_BYTES)
 
     def _serve(self, connection: Connection, max_bytes: int) -> None:
         """Answers on one pipe until either side ends."""
@@ -119,7 +127,7 @@ class LocalProcess:
                 groups = wire.groups_from(message.get("groups"))
                 lease = wire.lease_from(message.get("lease"))
                 self._broker.submit(lease, groups, wire.seconds_from(message.get("busy_s")))
-                self.handed_in = True
+                self.num_handed_in += 1
                 answer = {"type": "accepted"}
             elif message["type"] == "failed":
                 # What it says it would find again; but not one that was to end anyway.

@@ -4,11 +4,14 @@ A snapshot is one safetensors file whose metadata is its manifest: run, version,
 written beside its name and renamed, so a reader sees all of it or nothing.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import pathlib
+import re
 import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Collection
@@ -25,6 +28,7 @@ from asympo_jax.models import ParamsDtype, rounded, with_adapters
 
 _RAM_DISK = pathlib.Path("/dev/shm")
 _PREFIX, _LOCK = "asympo-", "lock"
+_SNAPSHOT = re.compile(r"\.?(v[0-9]+|base)\.safetensors(\.[0-9]+)?")
 
 
 class SnapshotRefused(Exception):
@@ -133,26 +137,48 @@ def make_snapshot_directory(parent: str | None, run_id: str) -> tuple[pathlib.Pa
     """
     if parent is None:
         parent = str(_RAM_DISK) if os.access(_RAM_DISK, os.W_OK) else tempfile.gettempdir()
-    for lock_path in pathlib.Path(parent).glob(f"{_PREFIX}*/{_LOCK}"):
-        remove_if_unused(lock_path.parent)
+    for other in pathlib.Path(parent).glob(f"{_PREFIX}*"):
+        remove_if_unused(other)
     while True:
         directory = pathlib.Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{run_id}-", dir=parent))
-        lock = (directory / _LOCK).open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if (directory / _LOCK).exists():
-            return directory, lock
-        lock.close()  # another run that starts took it for unused before it was locked
+        # Another run that starts may take it for unused before it is locked.
+        with contextlib.suppress(FileNotFoundError):
+            lock = (directory / _LOCK).open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (directory / _LOCK).exists():
+                return directory, lock
+            lock.close()
 
 
-def remove_if_unused(directory: pathlib.Path) -> None:
-    """Removes a directory of `make_snapshot_directory` whose lock nobody holds."""
+def remove_if_unused(directory: pathlib.Path) -> bool:
+    """Removes a directory of `make_snapshot_directory` whose lock nobody holds; whether it is gone.
+
+    That of another user stays, and nothing in it is opened. One whose lock is gone, because its
+    removal was cut short, is known by its contents: snapshots and nothing else.
+    """
     try:
-        with (directory / _LOCK).open() as lock:
-            if os.fstat(lock.fileno()).st_uid == os.getuid():
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(directory, ignore_errors=True)
+        found = os.lstat(directory)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            return False
+        names = {path.name for path in directory.iterdir()} - {_LOCK}
+        is_known = names and all(map(_SNAPSHOT.fullmatch, names))
+        if not is_known and not (directory / _LOCK).exists():
+            return False
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        lock = os.open(directory / _LOCK, flags, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The lock goes last: what is left by an end in between is found again.
+            for name in [*names, _LOCK]:
+                (directory / name).unlink()
+            directory.rmdir()
+        finally:
+            os.close(lock)
+    except FileNotFoundError:
+        return True
     except OSError:
-        return  # in use, or gone meanwhile
+        return False  # in use
+    return True
 
 
 def write_params(path: pathlib.Path, params: Any, **metadata: str) -> None:

@@ -1,13 +1,13 @@
 """Keeps samplers at work: starts them, again when they end, and kills those that hang.
 
 A sampler that is lost costs time alone: its tickets wait again. So one that ends before the run is
-started again, a few times; but not one that ends twice in a row without having handed anything in,
-as it would again. The others go on without it, and the run ends with the last of them.
+started again, a few times, and as often again after much work; but not one that ends twice in a row
+without having handed anything in, as it would again. The others go on without it, and the run ends
+with the last of them.
 
 It knows no transport: a sampler is what the function that starts it says.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import threading
@@ -20,6 +20,7 @@ from asympo_jax.runtime.leases import Closed, Holder, Out
 
 _KILLED_S = 5.0  # until a sampler that was killed has ended
 _MAX_BARREN = 2  # ends in a row without a lease that was handed in
+_MUCH_WORK = 20  # leases that a process handed in; what its end costs is little beside them
 
 
 class SamplerProcess(Protocol):
@@ -27,11 +28,11 @@ class SamplerProcess(Protocol):
 
     Attributes:
         holder: its name at the broker.
-        handed_in: whether it handed in a lease.
+        num_handed_in: leases that it handed in.
     """
 
     holder: Holder
-    handed_in: bool
+    num_handed_in: int
 
     def wait(self) -> str:
         """Waits until it has ended, with its leases given back; how it ended, in words."""
@@ -44,7 +45,7 @@ class SamplerProcess(Protocol):
 
 @dataclasses.dataclass
 class _Past:
-    """What became of a sampler: starts again, ends in a row without anything handed in."""
+    """What became of a sampler: starts again since much work, ends in a row without any."""
 
     restarts: int = 0
     barren: int = 0
@@ -58,7 +59,7 @@ class Supervisor:
         broker: what they lease from; it is closed when none is left, and counts.
         start: starts a sampler under a name; `OSError` where that fails.
         count: number of samplers.
-        max_restarts: times that each is started again.
+        max_restarts: times that each is started again, counted anew after 20 leases of one process.
         say: tells people.
     """
 
@@ -107,35 +108,41 @@ class Supervisor:
         """Starts a sampler until it is not to be started again."""
         try:
             for attempt in itertools.count():
-                words, handed_in = self._run_once((index, attempt))
-                if not self._is_started_again(index, words, handed_in):
+                words, num_handed_in = self._run_once((index, attempt))
+                if not self._is_started_again(index, words, num_handed_in):
                     return
         except Exception as error:
             # Not the sampler's fault; the thread's own traceback says where.
             self._broker.close(f"serving sampler {index}: {type(error).__name__}: {error}")
             raise
 
-    def _run_once(self, holder: Holder) -> tuple[str, bool]:
-        """How a sampler ended, and whether it handed in anything."""
+    def _run_once(self, holder: Holder) -> tuple[str, int]:
+        """How a sampler ended, and how many leases it handed in."""
         index, _ = holder
         with self._lock:
             if self._is_stopped:
-                return "no process", False
+                return "no process", 0
             try:
                 process = self._processes[index] = self._start(holder)
             except OSError as error:
-                return f"no process ({error})", False
+                return f"no process ({error})", 0
         words = process.wait()
         with self._lock:
             del self._processes[index]
-        return words, process.handed_in
+        return words, process.num_handed_in
 
     def _end_overdue(self) -> None:
         """Kills samplers that let the deadline of a lease pass."""
-        with contextlib.suppress(Closed):
+        try:
             while True:
                 for out in self._broker.take_back_overdue():
                     self._kill(out)
+        except Closed:
+            pass
+        except Exception as error:
+            # Without this thread a sampler that hangs would hang for ever.
+            self._broker.close(f"watching deadlines: {type(error).__name__}: {error}")
+            raise
 
     def _kill(self, out: Out) -> None:
         """Kills the sampler that has a lease, unless it has ended."""
@@ -145,12 +152,14 @@ class Supervisor:
                     number = out.lease.number
                     process.kill(f"its lease {number} was not handed in within runtime.lease_s")
 
-    def _is_started_again(self, index: int, words: str, handed_in: bool) -> bool:
+    def _is_started_again(self, index: int, words: str, num_handed_in: int) -> bool:
         """Whether a sampler that ended is started again; the run ends if none is left."""
         if self._broker.closed is not None:
             return False
         past = self._past[index]
-        past.barren = 0 if handed_in else past.barren + 1
+        past.barren = 0 if num_handed_in else past.barren + 1
+        if num_handed_in >= _MUCH_WORK:
+            past.restarts = 0
         if past.barren < _MAX_BARREN and past.restarts < self._max_restarts:
             past.restarts += 1
             self._broker.count("samplers/restarts")

@@ -128,6 +128,7 @@ def is_verified(answer: str, span: str) -> bool:
 
     Raises:
         TimeoutError: it took too long.
+        MemoryError: it took too much memory.
         ValueError: not called in a main thread.
     """
     from math_verify.errors import TimeoutException
@@ -143,11 +144,16 @@ def is_verified(answer: str, span: str) -> bool:
 
 
 def _are_equal(gold: Any, found: Any) -> bool:
-    """Whether math-verify finds one reading equal to another; a timeout is raised, never False."""
+    """Whether math-verify finds one reading equal to another.
+
+    What says nothing about them is raised and never False: a timeout, too little memory.
+    """
     import math_verify
 
     try:
         return math_verify.verify(gold, found, timeout_seconds=_TIMEOUT_S, raise_on_error=True)
+    except MemoryError:
+        raise
     except Exception:  # Of any kind: sympy was not made for such formulas. A timeout is no such.
         return False
 
