@@ -1,9 +1,9 @@
 """What the command lines share: flags, the config, and errors as one sentence with an exit code.
 
 Exit codes: 0 done · 1 the run failed · 2 wrong input, nothing was started · 3 a loss, a gradient or
-parameters are no longer finite · 75 asked to end by SIGTERM or SIGHUP, and everything is saved ·
-130 interrupted · 143 terminated before it could save. After 1, 75, 130 and 143 the same command
-carries on from the last checkpoint.
+parameters are no longer finite · 75 asked to end by SIGTERM or SIGHUP, and everything is saved, or
+another command has the workdir · 130 interrupted · 143 terminated before it could save. After 1,
+75, 130 and 143 the same command carries on from the last checkpoint.
 """
 
 import contextlib

@@ -118,6 +118,7 @@ def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
 
     Raises:
         ValueError: a config that does not fit the task or the workdir; nothing was started.
+        RunFailed: the workdir is in use, or cannot be written now; nothing was started.
     """
     parts = experiment.build_parts(config)
     check_initial(config)
@@ -132,7 +133,7 @@ def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
     lock = workdirs.lock(workdir)
     try:
         return Prepared(config, parts, workdir, workdirs.prepare(workdir, config), lock)
-    except (ValueError, OSError):
+    except Exception:
         lock.close()
         raise
 

@@ -4,6 +4,8 @@ config.json  metrics.jsonl  result.json  checkpoints/  rollouts/  batches/  repl
 tensorboard/
 """
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -15,6 +17,7 @@ from typing import IO, Any
 import ml_collections
 
 from asympo_jax.config import from_plain, read_json
+from asympo_jax.endings import InUse, RunFailed
 from asympo_jax.runtime.files import replace
 from asympo_jax.settings import ExperimentConfig
 
@@ -32,6 +35,9 @@ _FREE = (
     "warmup.dir",
 )
 
+# What another attempt may not find again: a full disk, a file system that fails or is gone.
+_TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
+
 # What `result.json` must have.
 _RESULT = {
     "updates": int,
@@ -48,6 +54,7 @@ def prepare(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] |
     Raises:
         ValueError: it cannot be used or written, has a link that leads out of it, or holds a run
             of another config.
+        RunFailed: it cannot be written now, as on a full disk.
     """
     _require_inside(workdir)
     found = result(workdir, config)
@@ -56,7 +63,7 @@ def prepare(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] |
         try:
             replace(workdir / "config.json", text)
         except OSError as error:
-            raise ValueError(f"workdir={workdir}: cannot be written ({error})") from error
+            raise _refusal(error, f"workdir={workdir}: cannot be written ({error})") from error
     return found
 
 
@@ -113,6 +120,7 @@ def check_writable(field: str, directory: pathlib.Path) -> None:
 
     Raises:
         ValueError: naming the field, the directory and what is wrong with it.
+        RunFailed: the same, where another attempt may succeed, as after a full disk.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -121,9 +129,10 @@ def check_writable(field: str, directory: pathlib.Path) -> None:
         probe.unlink()
         list(directory.iterdir())
     except OSError as error:
-        raise ValueError(
+        raise _refusal(
+            error,
             f"{field}={directory}: must be a directory that can be read and written "
-            f"({error.strerror})"
+            f"({error.strerror})",
         ) from error
 
 
@@ -131,25 +140,33 @@ def lock(workdir: pathlib.Path) -> IO[str]:
     """Holds the directory for this process until the file is closed.
 
     Raises:
-        ValueError: another run has it.
+        InUse: another run has it.
+        ValueError: it cannot be locked.
+        RunFailed: it cannot be locked now.
     """
     try:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         file = open(os.open(workdir / ".lock", flags, 0o666), "a+")  # noqa: SIM115
     except OSError as error:
-        raise ValueError(f"workdir={workdir}: its .lock cannot be opened ({error})") from error
+        words = f"workdir={workdir}: its .lock cannot be opened ({error})"
+        raise _refusal(error, words) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         file.seek(0)
         owner = file.read().strip() or "unknown"
         file.close()
-        raise ValueError(
-            f"workdir={workdir}: is in use by the run with process id {owner}; use another workdir"
+        raise InUse(
+            f"workdir={workdir}: is in use by the run with process id {owner}; use another "
+            "workdir, or start the same command again when that has ended"
         ) from error
-    file.truncate(0)
-    file.write(f"{os.getpid()} on {platform.node()}")
-    file.flush()
+    except OSError as error:
+        file.close()
+        words = f"workdir={workdir}: cannot be locked with flock ({error.strerror})"
+        raise _refusal(error, words) from error
+    with contextlib.suppress(OSError):  # for people; a full disk is found by what must be written
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), f"{os.getpid()} on {platform.node()}".encode())
     return file
 
 
@@ -161,6 +178,11 @@ def warmup_directory(config: ExperimentConfig, workdir: pathlib.Path) -> pathlib
 def write_result(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
     """Writes `result.json`."""
     replace(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def _refusal(error: OSError, words: str) -> ValueError | RunFailed:
+    """What a file that cannot be used is: wrong input, or a failure that may pass."""
+    return RunFailed(words) if error.errno in _TRANSIENT else ValueError(words)
 
 
 def _require_inside(workdir: pathlib.Path) -> None:

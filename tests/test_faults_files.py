@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import json
 import os
@@ -16,6 +17,7 @@ from tiny_runs import wait_until
 
 from asympo_jax import workdirs
 from asympo_jax.config import default_config, resolve
+from asympo_jax.endings import InUse, RunFailed
 from asympo_jax.learning import state_from_params
 from asympo_jax.runtime import metrics
 from asympo_jax.runtime.checkpoint import Checkpointer, CheckpointRefused, SaveCadence
@@ -25,6 +27,8 @@ from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.tokenizers import CharTokenizer
 from asympo_jax.types import Group
+
+CONFIG = resolve(default_config())
 
 
 @contextlib.contextmanager
@@ -233,10 +237,41 @@ def test_a_second_run_is_refused_by_process_and_host_of_the_first(tmp_path, monk
     monkeypatch.setattr("platform.node", lambda: "a-host")
     with (
         workdirs.lock(tmp_path),
-        pytest.raises(ValueError, match=rf"process id {os.getpid()} on a-host"),
+        pytest.raises(InUse, match=rf"process id {os.getpid()} on a-host") as refused,
     ):
         workdirs.lock(tmp_path)
+    assert refused.value.exit_code == 75, "later the same command may work"
     workdirs.lock(tmp_path).close()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, RunFailed),
+        (errno.EDQUOT, RunFailed),
+        (errno.EIO, RunFailed),
+        (errno.ESTALE, RunFailed),
+        (errno.EACCES, ValueError),
+        (errno.ENOLCK, ValueError),
+    ],
+)
+def test_what_may_pass_is_a_failure_that_is_tried_again_and_no_wrong_input(
+    tmp_path, monkeypatch, number, kind
+):
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    calls = [
+        ("fcntl.flock", lambda: workdirs.lock(tmp_path)),
+        ("pathlib.Path.touch", lambda: workdirs.check_writable("workdir", tmp_path)),
+        ("asympo_jax.workdirs.replace", lambda: workdirs.prepare(tmp_path, CONFIG)),
+    ]
+    for name, call in calls:
+        with monkeypatch.context() as broken:
+            broken.setattr(name, fails)
+            with pytest.raises(kind, match=rf"workdir=.*{os.strerror(number)}") as refused:
+                call()
+        assert type(refused.value) is kind and "in use" not in str(refused.value)
 
 
 def test_evaluations_that_were_kept_are_known(tmp_path):
