@@ -32,6 +32,7 @@ from asympo_jax.runtime.evaluations import (
 )
 from asympo_jax.runtime.leases import Closed, Refused, Stalled
 from asympo_jax.runtime.metrics import MetricsWriter
+from asympo_jax.runtime.pipeline import PipelineMeter
 from asympo_jax.runtime.publisher import NonFinite
 from asympo_jax.runtime.snapshots import (
     SnapshotRefused,
@@ -189,23 +190,35 @@ class _Run:
                 state = learner.run(state)
                 self._save(checkpointer, broker, state)
                 checkpointer.wait()
+            return self._finish(log, learner.meter, state)
+
+    def _finish(self, log: EvaluationLog, meter: PipelineMeter, state: TrainState) -> dict:
+        """What the run came to, once its last evaluation has come in; all is saved before.
+
+        Raises:
+            Stopped: it was asked to end, in training or now.
+        """
+        update = int(state.update)
+        try:
             if interrupts.is_asked():
-                raise Stopped(
-                    f"stopped as asked after update {int(state.update)} of "
-                    f"{config.pacing.num_updates}, which is saved; the same command carries on"
-                )
-            after = log.last(int(state.update), state.policy, interrupts.raise_if_received)
-            result = {
-                "objective": config.objective.name,
-                "parameters_sha256": parameters_sha256(state.params),
-                **{name: after[name] for name in _ACCURACIES},
-                "updates": int(state.update),
-            }
-            shares = learner.meter.whole()
-            if shares is None:
-                return result
-            say(shares.bottleneck())
-            return result | {"pipeline/ideal_fraction": round(shares.ideal_fraction, 4)}
+                raise interrupts.Terminated
+            after = log.last(update, state.policy, interrupts.raise_if_received)
+        except interrupts.Terminated as asked:
+            raise Stopped(
+                f"stopped as asked after update {update} of {self.config.pacing.num_updates}, "
+                "which is saved; the same command carries on"
+            ) from asked
+        result = {
+            "objective": self.config.objective.name,
+            "parameters_sha256": parameters_sha256(state.params),
+            **{name: after[name] for name in _ACCURACIES},
+            "updates": update,
+        }
+        shares = meter.whole()
+        if shares is None:
+            return result
+        say(shares.bottleneck())
+        return result | {"pipeline/ideal_fraction": round(shares.ideal_fraction, 4)}
 
     def _start_processes(
         self, stack: contextlib.ExitStack, broker: Broker, all_cores: list[int]
