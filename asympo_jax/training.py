@@ -159,7 +159,9 @@ class _Run:
         config, compilations = self.config, Compilations()
         # Left in the reverse order: the broker is closed first, then those who wait for it end.
         with contextlib.ExitStack() as stack:
-            checkpointer = Checkpointer(self.workdir, config.checkpoint.keep, is_owner=True)
+            checkpointer = Checkpointer(
+                self.workdir, config.checkpoint.keep, is_owner=True, stall_s=config.stall_s
+            )
             stack.callback(checkpointer.close)
             broker = Broker(
                 config.pacing,

@@ -6,8 +6,10 @@ import errno
 import gc
 import json
 import os
+import pathlib
 import resource
 import shutil
+import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,7 @@ from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.tokenizers import CharTokenizer
 from asympo_jax.types import Group
 
+PATIENCE_S = 60.0
 CONFIG = resolve(default_config())
 
 
@@ -81,6 +84,42 @@ def test_a_full_disk_refuses_a_checkpoint_and_the_one_before_is_intact(tmp_path,
     # A thread of the owner removes what was half written.
     assert wait_until(lambda: names() == ["3"]), names()
     gc.collect()
+
+
+class SlowManager:
+    """Orbax on a disk that hangs until it is told."""
+
+    def __init__(self, directory: pathlib.Path, hangs_at: str):
+        self.directory, self.go, self.hangs_at = directory, threading.Event(), hangs_at
+
+    def latest_step(self) -> None:
+        return None
+
+    def save(self, update: int, args: object) -> None:
+        assert self.hangs_at != "save" or self.go.wait(PATIENCE_S)
+
+    def wait_until_finished(self) -> None:
+        assert self.hangs_at != "finish" or self.go.wait(PATIENCE_S)
+
+    def close(self) -> None:
+        assert self.go.is_set(), "it would hang"
+
+
+@pytest.mark.parametrize("hangs_at", ["save", "finish"])
+def test_a_checkpoint_that_is_never_written_ends_in_a_sentence_that_names_the_bound(
+    tmp_path, store, hangs_at
+):
+    checkpointer = Checkpointer(tmp_path, keep=2, stall_s=0.05)
+    checkpointer._manager.close()
+    slow = SlowManager(tmp_path, hangs_at)
+    checkpointer._manager = slow
+    for update in (1, 2):  # the next one waits for it, too
+        with pytest.raises(CheckpointRefused, match=r"/1: .* within runtime\.stall_s=0\.05"):
+            checkpointer.save(state(update), Ledger().to_json(), "run", store)
+            assert hangs_at == "finish"
+            checkpointer.wait()
+    checkpointer.close()
+    slow.go.set()
 
 
 def test_the_newest_checkpoints_are_kept_and_nothing_is_saved_twice(tmp_path, store):

@@ -163,6 +163,23 @@ def test_an_end_at_once_comes_although_what_cleans_up_hangs():
     assert started.returncode == 143
 
 
+def test_a_command_that_failed_ends_with_its_code_although_a_thread_hangs():
+    started = program("""
+        import threading
+        from asympo_jax import command
+        from asympo_jax.endings import RunFailed
+        command._EXIT_S = 0.1
+        threading.Thread(target=time.sleep, args=(3600,)).start()
+        say('hangs')
+        def main():
+            raise RunFailed('it says why')
+        command._guard(main, '', 3600.0)
+    """)
+    _, stderr = started.communicate(timeout=TIMEOUT_S)
+    assert started.returncode == 1
+    assert stderr == "error: it says why\n"
+
+
 def test_a_signal_in_the_last_evaluation_stops_a_run_that_has_saved_all(tmp_path):
     def last(*_: object) -> None:
         raise interrupts.Terminated

@@ -7,7 +7,9 @@ snapshots of the lag window let them be sampled again exactly.
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -69,6 +71,34 @@ class SaveCadence:
         return is_due
 
 
+class _Writing(threading.Thread):
+    """A checkpoint that is being written; no process waits for this thread to end.
+
+    Attributes:
+        update: its number.
+        copied: set once the arrays are copied, or that has failed.
+        failure: what broke.
+    """
+
+    def __init__(self, update: int, begin: Callable[[], object], finish: Callable[[], object]):
+        """Does nothing yet: `begin` copies, `finish` returns once all is written."""
+        super().__init__(name=f"checkpoint-{update}", daemon=True)
+        self.update, self.copied = update, threading.Event()
+        self.failure: Exception | None = None
+        self._calls = [finish, begin]  # dropped when called, with the arrays that they hold
+
+    def run(self) -> None:
+        """Writes."""
+        try:
+            self._calls.pop()()
+            self.copied.set()
+            self._calls.pop()()
+        except Exception as error:  # Orbax and its libraries raise errors of many kinds
+            self.failure = error
+        finally:
+            self.copied.set()
+
+
 class Checkpointer:
     """Checkpoints of one run.
 
@@ -77,9 +107,16 @@ class Checkpointer:
         keep: newest ones kept.
         is_owner: whether this process has the workdir to itself, and so may remove what a process
             that was killed left half written.
+        stall_s: seconds in which one must be written; a disk may hang for ever.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int, is_owner: bool = False):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        keep: int,
+        is_owner: bool = False,
+        stall_s: float = threading.TIMEOUT_MAX,
+    ):
         """Opens the directory."""
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, cleanup_tmp_directories=is_owner
@@ -90,6 +127,9 @@ class Checkpointer:
             item_names=("state", "snapshots", "run"),
         )
         self._saved_base_sha256: str | None = None  # hashed once, no update changes it
+        self._stall_s = stall_s
+        self._writing: _Writing | None = None
+        self._is_stuck = False
 
     def save(self, state: TrainState, ledger: dict, run_id: str, store: SnapshotStore) -> None:
         """Saves after an update; returns when the arrays are copied, the files follow.
@@ -98,8 +138,9 @@ class Checkpointer:
         the base of adapters there is the hash alone, it can be made again.
 
         Raises:
-            CheckpointRefused: it cannot be written.
+            CheckpointRefused: it, or the one before, cannot be written.
         """
+        self.wait()
         if self.latest() == int(state.update):
             return
         snapshots = {str(version): store.read(version) for version in store.versions()}
@@ -108,15 +149,17 @@ class Checkpointer:
             self._saved_base_sha256 = parameters_sha256(state.base)
         run = {"ledger": ledger, "run_id": run_id, "update": update}
         run["base_sha256"] = self._saved_base_sha256
-        with self._refusing(update, "written"):
-            self._manager.save(
-                update,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_as_tree(state)),
-                    snapshots=ocp.args.StandardSave(snapshots),
-                    run=ocp.args.JsonSave(run),
-                ),
-            )
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(_as_tree(state)),
+            snapshots=ocp.args.StandardSave(snapshots),
+            run=ocp.args.JsonSave(run),
+        )
+        begin = functools.partial(self._manager.save, update, args=arguments)
+        self._writing = _Writing(update, begin, self._manager.wait_until_finished)
+        self._writing.start()
+        if not self._writing.copied.wait(self._stall_s):
+            self.wait(0.0)
+        self.check()
 
     def latest(self) -> int | None:
         """Update of the newest complete checkpoint, None if there is none."""
@@ -186,18 +229,43 @@ class Checkpointer:
                 snapshots={int(version): tree for version, tree in found["snapshots"].items()},
             )
 
-    def wait(self) -> None:
-        """Waits for what is being written.
+    def check(self) -> None:
+        """Looks, without waiting, whether what was being written has failed.
 
         Raises:
             CheckpointRefused: it cannot be written.
         """
-        with self._refusing(self._manager.latest_step(), "written"):
-            self._manager.wait_until_finished()
+        writing = self._writing
+        if writing is not None and writing.failure is not None:
+            self._writing = None
+            with self._refusing(writing.update, "written"):
+                raise writing.failure
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Waits for what is being written.
+
+        Args:
+            timeout_s: at most; `stall_s` unless it is given.
+
+        Raises:
+            CheckpointRefused: it cannot be written, or is not within `stall_s`.
+        """
+        if self._writing is None:
+            return
+        self._writing.join(self._stall_s if timeout_s is None else timeout_s)
+        self.check()
+        if self._writing.is_alive():
+            self._is_stuck = True
+            raise CheckpointRefused(
+                f"{self._manager.directory / str(self._writing.update)}: this checkpoint was not "
+                f"written within runtime.stall_s={self._stall_s:g}"
+            )
+        self._writing = None
 
     def close(self) -> None:
         """Ends the threads of Orbax; what is being written is finished, or lost if it cannot be."""
         with contextlib.suppress(Exception):  # told by `wait`, or the run has another cause to end
+            self.wait(0.0 if self._is_stuck else None)
             self._manager.close()
 
     @contextlib.contextmanager
