@@ -60,10 +60,21 @@ def make_learner(
     log: EvaluationLog,
     compilations: Compilations,
     save: Callable[[TrainState], None],
+    check_saved: Callable[[], None] = lambda: None,
 ) -> Learner:
-    """The learner's loop with everything that it needs; where there is one process, it samples."""
+    """The learner's loop with everything that it needs; where there is one process, it samples.
+
+    `check_saved` is called after each update: a checkpoint that could not be written is told then,
+    and not when the next one is due.
+    """
     model = dataclasses.replace(parts.model, remat=config.learner.remat)
     in_process = config.runtime_name == "sync"
+
+    cadence = SaveCadence(config.checkpoint.every_updates, config.checkpoint.every_s)
+
+    def is_save_due(version: int) -> bool:
+        check_saved()
+        return cadence.is_due(version)
 
     def show(update: int, metrics: dict[str, float]) -> None:
         interrupts.raise_if_received()
@@ -90,7 +101,7 @@ def make_learner(
         writer=writer,
         sample=_make_sample(config, parts, store, broker) if in_process else lambda: None,
         evaluations=log,
-        is_save_due=SaveCadence(config.checkpoint.every_updates, config.checkpoint.every_s).is_due,
+        is_save_due=is_save_due,
         save=save,
         show=show,
         compiled=make_step_watch(compilations, _STEP, say),

@@ -187,6 +187,7 @@ class _Run:
             learner = make_learner(
                 config, self.parts, self.store, broker, publisher, writer, progress, log,
                 compilations, lambda state: self._save(checkpointer, broker, state),
+                checkpointer.check,
             )  # fmt: skip
             with interrupts.asking(broker.close, config.checkpoint.grace_s):
                 state = learner.run(state)

@@ -10,6 +10,7 @@ import pathlib
 import resource
 import shutil
 import threading
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +21,13 @@ from tiny_runs import wait_until
 from asympo_jax import workdirs
 from asympo_jax.config import default_config, resolve
 from asympo_jax.endings import InUse, RunFailed
+from asympo_jax.experiment import build_parts
 from asympo_jax.learning import state_from_params
+from asympo_jax.loops import make_learner
+from asympo_jax.outputs import CheckpointConfig
 from asympo_jax.runtime import metrics
 from asympo_jax.runtime.checkpoint import Checkpointer, CheckpointRefused, SaveCadence
+from asympo_jax.runtime.compilation import Compilations
 from asympo_jax.runtime.files import Lines, replace
 from asympo_jax.runtime.ledger import Ledger
 from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
@@ -120,6 +125,31 @@ def test_a_checkpoint_that_is_never_written_ends_in_a_sentence_that_names_the_bo
             checkpointer.wait()
     checkpointer.close()
     slow.go.set()
+
+
+def test_a_checkpoint_that_fails_while_training_goes_on_is_told_after_the_update_at_work(
+    tmp_path, store, monkeypatch
+):
+    checkpointer = Checkpointer(tmp_path, keep=2)
+    failed = threading.Event()
+
+    def wait_until_finished() -> None:
+        failed.set()
+        raise OSError("No space left on device")
+
+    config = dataclasses.replace(CONFIG, checkpoint=CheckpointConfig(0, 0.0, 2, 25.0))
+    nothing: Any = [None] * 6
+    learner = make_learner(
+        config, build_parts(config), *nothing, Compilations(), print, checkpointer.check
+    )
+    assert not learner.is_save_due(1)
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpointer._manager, "wait_until_finished", wait_until_finished)
+        checkpointer.save(state(1), Ledger().to_json(), "run", store)
+        assert failed.wait(PATIENCE_S)
+        with pytest.raises(CheckpointRefused, match=r"/1: .* written .*No space left"):
+            assert wait_until(lambda: learner.is_save_due(2))
+    checkpointer.close()
 
 
 def test_the_newest_checkpoints_are_kept_and_nothing_is_saved_twice(tmp_path, store):
