@@ -40,13 +40,15 @@ def make_publisher(
     workdir: pathlib.Path,
     broker: Broker,
     resumed_at: int,
+    skipped: int,
 ) -> Publisher:
-    """The publisher of a run, which records batches, too."""
+    """The publisher of a run, which records batches, too; `skipped` in a row were before it."""
     recorded, max_skipped = config.log.record_batches, config.learner.max_skipped_updates
     # Of the skipped updates that end a run all batches are there.
     keep = max(recorded, max_skipped + 1)
     recorder = BatchRecorder(workdir, resumed_at, every=recorded > 0, keep=keep, tell=say)
-    return Publisher(store, broker, config.stall_s, max_skipped, recorder.record)
+    record = recorder.record
+    return Publisher(store, broker, config.stall_s, max_skipped, record, skipped=skipped)
 
 
 def make_learner(

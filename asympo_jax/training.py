@@ -173,7 +173,7 @@ class _Run:
             )
             evaluations = self._start_processes(stack, broker, all_cores)
             stack.callback(broker.close)
-            state = self._first_state(checkpointer, broker)
+            state, skipped = self._first_state(checkpointer, broker)
             writer = MetricsWriter(self.workdir, int(state.update), config.log.tensorboard, say)
             stack.callback(writer.close)
             broker.open(int(state.update))
@@ -182,16 +182,23 @@ class _Run:
             log = EvaluationLog(evaluations, writer, progress.evaluated, *bounds)
             self._request_first(log, state, progress)
             log.collect()
-            publisher = make_publisher(config, self.store, self.workdir, broker, int(state.update))
+            publisher = make_publisher(
+                config, self.store, self.workdir, broker, int(state.update), skipped
+            )
+
+            def save(state: TrainState) -> None:
+                # A checkpoint of everything that goes on.
+                ledger = broker.ledger_json()
+                checkpointer.save(state, ledger, self.run_id, self.store, publisher.skipped)
+
             stack.callback(publisher.close, _STOP_TIMEOUT_S)
             learner = make_learner(
                 config, self.parts, self.store, broker, publisher, writer, progress, log,
-                compilations, lambda state: self._save(checkpointer, broker, state),
-                checkpointer.check,
+                compilations, save, checkpointer.check,
             )  # fmt: skip
             with interrupts.asking(broker.close, config.checkpoint.grace_s):
                 state = learner.run(state)
-                self._save(checkpointer, broker, state)
+                save(state)
                 checkpointer.wait()
             return self._finish(log, learner.meter, state)
 
@@ -255,8 +262,8 @@ class _Run:
                 # With the base that the state has: the store would read another onto the device.
                 log.request(version, state.decoder(self.store.read(version)))
 
-    def _first_state(self, checkpointer: Checkpointer, broker: Broker) -> TrainState:
-        """The state to go on from; its snapshot, and those of its lag window, are written."""
+    def _first_state(self, checkpointer: Checkpointer, broker: Broker) -> tuple[TrainState, int]:
+        """The state to go on from, whose snapshots are written; updates skipped in a row before."""
         config, parts = self.config, self.parts
         if checkpointer.latest() is not None:
             like = states.state_like(config, parts, self.workdir, checkpointer)
@@ -264,7 +271,7 @@ class _Run:
             self.store.write_base(restored.state.base)
             for version, params in restored.snapshots.items():
                 self.store.write(version, params)
-            return restored.state
+            return restored.state, restored.skipped
 
         def check() -> None:
             interrupts.raise_if_received()
@@ -274,8 +281,4 @@ class _Run:
         state = states.first_state(config, parts, params)
         self.store.write_base(state.base)
         self.store.write(0, state.params)
-        return state
-
-    def _save(self, checkpointer: Checkpointer, broker: Broker, state: TrainState) -> None:
-        """A checkpoint of everything that goes on."""
-        checkpointer.save(state, broker.ledger_json(), self.run_id, self.store)
+        return state, 0

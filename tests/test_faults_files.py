@@ -65,7 +65,7 @@ def store(tmp_path):
 
 
 def save(checkpointer: Checkpointer, update: int, store: SnapshotStore) -> None:
-    checkpointer.save(state(update), Ledger().to_json(), "run", store)
+    checkpointer.save(state(update), Ledger().to_json(), "run", store, skipped=2)
     checkpointer.wait()
 
 
@@ -79,7 +79,9 @@ def test_a_full_disk_refuses_a_checkpoint_and_the_one_before_is_intact(tmp_path,
     checkpointer.close()
     again = Checkpointer(tmp_path, keep=1, is_owner=True)
     assert again.updates() == [1]
-    np.testing.assert_array_equal(again.restore(state(0)).state.params["w"], 1.0)
+    restored = again.restore(state(0))
+    np.testing.assert_array_equal(restored.state.params["w"], 1.0)
+    assert restored.skipped == 2
     save(again, 3, store)
     again.close()
 

@@ -34,12 +34,14 @@ class Restored:
         state: parameters, optimiser, update count; on the base that was given.
         ledger: every ticket's state; live ones wait again.
         run_id: identity of the run.
+        skipped: updates in a row, up to this one, that were skipped.
         snapshots: version -> parameters, the lag window.
     """
 
     state: TrainState
     ledger: Ledger
     run_id: str
+    skipped: int
     snapshots: dict[int, Any]
 
 
@@ -131,7 +133,9 @@ class Checkpointer:
         self._writing: _Writing | None = None
         self._is_stuck = False
 
-    def save(self, state: TrainState, ledger: dict, run_id: str, store: SnapshotStore) -> None:
+    def save(
+        self, state: TrainState, ledger: dict, run_id: str, store: SnapshotStore, skipped: int = 0
+    ) -> None:
         """Saves after an update; returns when the arrays are copied, the files follow.
 
         Nothing is saved twice: a run that was stopped after its last checkpoint has it already. Of
@@ -147,7 +151,7 @@ class Checkpointer:
         update = int(state.update)
         if state.base is not None and self._saved_base_sha256 is None:
             self._saved_base_sha256 = parameters_sha256(state.base)
-        run = {"ledger": ledger, "run_id": run_id, "update": update}
+        run = {"ledger": ledger, "run_id": run_id, "update": update, "skipped": skipped}
         run["base_sha256"] = self._saved_base_sha256
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(_as_tree(state)),
@@ -226,6 +230,7 @@ class Checkpointer:
                 state=TrainState(**found["state"], base=like.base),
                 ledger=Ledger.from_json(run["ledger"]),
                 run_id=run["run_id"],
+                skipped=run.get("skipped", 0),  # an older run did not count them
                 snapshots={int(version): tree for version, tree in found["snapshots"].items()},
             )
 
