@@ -188,8 +188,10 @@ class _Run:
 
             def save(state: TrainState) -> None:
                 # A checkpoint of everything that goes on.
-                ledger = broker.ledger_json()
-                checkpointer.save(state, ledger, self.run_id, self.store, publisher.skipped)
+                needed = config.pacing.versions_to_resume(int(state.update))
+                needed.update(evaluations.outstanding())
+                given = (broker.ledger_json(), self.run_id, self.store, needed)
+                checkpointer.save(state, *given, publisher.skipped)
 
             stack.callback(publisher.close, _STOP_TIMEOUT_S)
             learner = make_learner(

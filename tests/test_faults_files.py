@@ -65,7 +65,7 @@ def store(tmp_path):
 
 
 def save(checkpointer: Checkpointer, update: int, store: SnapshotStore) -> None:
-    checkpointer.save(state(update), Ledger().to_json(), "run", store, skipped=2)
+    checkpointer.save(state(update), Ledger().to_json(), "run", store, {1}, skipped=2)
     checkpointer.wait()
 
 
@@ -122,7 +122,7 @@ def test_a_checkpoint_that_is_never_written_ends_in_a_sentence_that_names_the_bo
     checkpointer._manager = slow
     for update in (1, 2):  # the next one waits for it, too
         with pytest.raises(CheckpointRefused, match=r"/1: .* within runtime\.stall_s=0\.05"):
-            checkpointer.save(state(update), Ledger().to_json(), "run", store)
+            checkpointer.save(state(update), Ledger().to_json(), "run", store, {1})
             assert hangs_at == "finish"
             checkpointer.wait()
     checkpointer.close()
@@ -147,7 +147,7 @@ def test_a_checkpoint_that_fails_while_training_goes_on_is_told_after_the_update
     assert not learner.is_save_due(1)
     with monkeypatch.context() as broken:
         broken.setattr(checkpointer._manager, "wait_until_finished", wait_until_finished)
-        checkpointer.save(state(1), Ledger().to_json(), "run", store)
+        checkpointer.save(state(1), Ledger().to_json(), "run", store, {1})
         assert failed.wait(PATIENCE_S)
         with pytest.raises(CheckpointRefused, match=r"/1: .* written .*No space left"):
             assert wait_until(lambda: learner.is_save_due(2))
@@ -162,6 +162,17 @@ def test_the_newest_checkpoints_are_kept_and_nothing_is_saved_twice(tmp_path, st
     assert checkpointer.updates() == [3, 4]
     checkpointer.close()
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
+
+
+def test_a_checkpoint_has_the_snapshots_that_are_still_to_be_read_and_no_others(tmp_path, store):
+    for version in (2, 3):
+        store.write(version, {"w": np.full((2, 2), version, np.float32)})
+    checkpointer = Checkpointer(tmp_path, keep=1)
+    checkpointer.save(state(3), Ledger().to_json(), "run", store, {0, 1, 3})
+    checkpointer.wait()
+    found = checkpointer.restore(state(0)).snapshots
+    assert {version: params["w"].max() for version, params in found.items()} == {1: 0, 3: 3}
+    checkpointer.close()
 
 
 def test_who_only_reads_a_run_leaves_what_is_being_written(tmp_path, store):

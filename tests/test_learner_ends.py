@@ -165,6 +165,20 @@ def test_a_run_that_was_asked_to_stop_while_it_waited_ends_in_good_order_without
     assert int(case.run().update) == BREAKS_AT
 
 
+@pytest.mark.parametrize(
+    ("pacing", "kept"),
+    [
+        (Pacing("ticket", 1, 6, 1, 1, refresh_every_updates=4), [4, 6]),
+        (Pacing("ticket", 1, 6, 1, 1), [5, 6]),
+        (Pacing("completion", 1, 6, 1, 1), [5, 6]),
+    ],
+)
+def test_snapshots_that_nobody_will_read_are_removed(case, pacing, kept):
+    case.learner = dataclasses.replace(case.learner, pacing=pacing)
+    case.run()
+    assert case.store.versions() == kept
+
+
 def test_nothing_is_saved_that_was_not_published_or_whose_step_was_not_completed(case, tmp_path):
     def not_finite() -> None:
         case.metrics = case.metrics | {"loss": jnp.float32(np.nan)}

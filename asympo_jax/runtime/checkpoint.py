@@ -1,4 +1,4 @@
-"""Checkpoints: state, ledger, run identity and the snapshots of the lag window, in one commit.
+"""Checkpoints: state, ledger, run identity and the snapshots still to be read, in one commit.
 
 Orbax writes a checkpoint beside its name and renames it, so one is complete or absent. Groups that
 were finished but not trained are not stored: their tickets wait again, and in ticket order the
@@ -11,7 +11,7 @@ import functools
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -35,7 +35,7 @@ class Restored:
         ledger: every ticket's state; live ones wait again.
         run_id: identity of the run.
         skipped: updates in a row, up to this one, that were skipped.
-        snapshots: version -> parameters, the lag window.
+        snapshots: version -> parameters.
     """
 
     state: TrainState
@@ -134,12 +134,26 @@ class Checkpointer:
         self._is_stuck = False
 
     def save(
-        self, state: TrainState, ledger: dict, run_id: str, store: SnapshotStore, skipped: int = 0
+        self,
+        state: TrainState,
+        ledger: dict,
+        run_id: str,
+        store: SnapshotStore,
+        versions: Collection[int],
+        skipped: int = 0,
     ) -> None:
         """Saves after an update; returns when the arrays are copied, the files follow.
 
         Nothing is saved twice: a run that was stopped after its last checkpoint has it already. Of
         the base of adapters there is the hash alone, it can be made again.
+
+        Args:
+            state: after the update.
+            ledger: of all tickets.
+            run_id: identity of the run.
+            store: has the snapshots.
+            versions: of them, those that are saved if they are there.
+            skipped: updates in a row, up to this one, that were skipped.
 
         Raises:
             CheckpointRefused: it, or the one before, cannot be written.
@@ -147,7 +161,8 @@ class Checkpointer:
         self.wait()
         if self.latest() == int(state.update):
             return
-        snapshots = {str(version): store.read(version) for version in store.versions()}
+        wanted = [version for version in store.versions() if version in versions]
+        snapshots = {str(version): store.read(version) for version in wanted}
         update = int(state.update)
         if state.base is not None and self._saved_base_sha256 is None:
             self._saved_base_sha256 = parameters_sha256(state.base)

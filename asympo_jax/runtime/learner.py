@@ -202,8 +202,11 @@ class Learner:
         """Writes down updates that are published, and forgets snapshots that nothing needs."""
         for one in published:
             update, version = one.update, one.update.version
-            needed = self.evaluations.evaluations.outstanding()
-            self.store.prune(version - self.pacing.max_lag, needed)
+            needed = {*self.evaluations.evaluations.outstanding()}
+            oldest = version - self.pacing.max_lag
+            if self.pacing.order == "ticket":  # else samplers may be at work with any that is newer
+                oldest, needed = version, needed | self.pacing.versions_to_resume(version)
+            self.store.prune(oldest, needed)
             self.meter.add(one)
             metrics = one.metrics | dict(update.counts) | self.meter.metrics() | dict(more)
             metrics |= self.writer.metrics()
