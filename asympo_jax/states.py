@@ -60,12 +60,6 @@ def state_like(
     )
 
 
-def checkpoint_updates(workdir: pathlib.Path) -> list[int]:
-    """Updates of a run's complete checkpoints, ascending; no device is touched."""
-    names = (path.name for path in (workdir / "checkpoints").glob("[0-9]*"))
-    return sorted(int(name) for name in names if name.isdigit())  # others are being written
-
-
 def load_state(
     config: ExperimentConfig, parts: Parts, workdir: pathlib.Path, update: int | None = None
 ) -> TrainState:

@@ -269,7 +269,7 @@ class _Run:
         config, parts = self.config, self.parts
         if checkpointer.latest() is not None:
             like = states.state_like(config, parts, self.workdir, checkpointer)
-            restored = checkpointer.restore(like)
+            restored = checkpointer.restore(like, config.pacing.prompts_per_update)
             self.store.write_base(restored.state.base)
             for version, params in restored.snapshots.items():
                 self.store.write(version, params)

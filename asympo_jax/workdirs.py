@@ -95,20 +95,22 @@ def result(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] | 
         _require_same(workdir, read_json(workdir / "config.json"), config.source)
     elif not (workdir / "config.json").exists():
         _require_empty(workdir)
-    path = workdir / "result.json"
-    if not path.exists():
-        return None
-    found, wanted = read_json(path), config.pacing.num_updates
-    missing = [name for name in _RESULT if not isinstance(found.get(name), _RESULT[name])]
-    if missing:
-        raise ValueError(f"{path}: has no usable {missing[0]!r}; remove it and the run goes on")
-    updates = found["updates"]
+    found, wanted = _read_result(workdir / "result.json"), config.pacing.num_updates
+    if found is not None and found["updates"] == wanted:
+        return found
+    updates = max([found["updates"] if found else 0, *checkpoint_updates(workdir)])
     if updates > wanted:
         raise ValueError(
             f"num_updates={wanted}: workdir={workdir} holds a run of {updates} updates; it can be "
             "made longer, not shorter"
         )
-    return found if updates == wanted else None
+    return None
+
+
+def checkpoint_updates(workdir: pathlib.Path) -> list[int]:
+    """Updates of a run's complete checkpoints, ascending; no device is touched."""
+    names = (path.name for path in (workdir / "checkpoints").glob("[0-9]*"))
+    return sorted(int(name) for name in names if name.isdigit())  # others are being written
 
 
 def check_writable(field: str, directory: pathlib.Path) -> None:
@@ -178,6 +180,17 @@ def warmup_directory(config: ExperimentConfig, workdir: pathlib.Path) -> pathlib
 def write_result(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
     """Writes `result.json`."""
     replace(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def _read_result(path: pathlib.Path) -> dict[str, Any] | None:
+    """What a `result.json` holds, None if it is not there."""
+    if not path.exists():
+        return None
+    found = read_json(path)
+    missing = [name for name in _RESULT if not isinstance(found.get(name), _RESULT[name])]
+    if missing:
+        raise ValueError(f"{path}: has no usable {missing[0]!r}; remove it and the run goes on")
+    return found
 
 
 def _refusal(error: OSError, words: str) -> ValueError | RunFailed:

@@ -29,7 +29,7 @@ from asympo_jax.runtime import metrics
 from asympo_jax.runtime.checkpoint import Checkpointer, CheckpointRefused, SaveCadence
 from asympo_jax.runtime.compilation import Compilations
 from asympo_jax.runtime.files import Lines, replace
-from asympo_jax.runtime.ledger import Ledger
+from asympo_jax.runtime.ledger import Ledger, Outcome
 from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.tokenizers import CharTokenizer
@@ -64,8 +64,15 @@ def store(tmp_path):
     return made
 
 
+def ledger_of(update: int) -> dict:
+    """As of a run whose updates train on a ticket each."""
+    ledger = Ledger()
+    ledger.issued = ledger.outcomes[Outcome.TRAINED] = update
+    return ledger.to_json()
+
+
 def save(checkpointer: Checkpointer, update: int, store: SnapshotStore) -> None:
-    checkpointer.save(state(update), Ledger().to_json(), "run", store, {1}, skipped=2)
+    checkpointer.save(state(update), ledger_of(update), "run", store, {1}, skipped=2)
     checkpointer.wait()
 
 
@@ -79,7 +86,7 @@ def test_a_full_disk_refuses_a_checkpoint_and_the_one_before_is_intact(tmp_path,
     checkpointer.close()
     again = Checkpointer(tmp_path, keep=1, is_owner=True)
     assert again.updates() == [1]
-    restored = again.restore(state(0))
+    restored = again.restore(state(0), 1)
     np.testing.assert_array_equal(restored.state.params["w"], 1.0)
     assert restored.skipped == 2
     save(again, 3, store)
@@ -96,8 +103,9 @@ def test_a_full_disk_refuses_a_checkpoint_and_the_one_before_is_intact(tmp_path,
 class SlowManager:
     """Orbax on a disk that hangs until it is told."""
 
-    def __init__(self, directory: pathlib.Path, hangs_at: str):
+    def __init__(self, directory: pathlib.Path, hangs_at: str, failure: Exception | None = None):
         self.directory, self.go, self.hangs_at = directory, threading.Event(), hangs_at
+        self.failure = failure
 
     def latest_step(self) -> None:
         return None
@@ -107,6 +115,8 @@ class SlowManager:
 
     def wait_until_finished(self) -> None:
         assert self.hangs_at != "finish" or self.go.wait(PATIENCE_S)
+        if self.failure is not None:
+            raise self.failure
 
     def close(self) -> None:
         assert self.go.is_set(), "it would hang"
@@ -118,11 +128,11 @@ def test_a_checkpoint_that_is_never_written_ends_in_a_sentence_that_names_the_bo
 ):
     checkpointer = Checkpointer(tmp_path, keep=2, stall_s=0.05)
     checkpointer._manager.close()
-    slow = SlowManager(tmp_path, hangs_at)
+    slow: Any = SlowManager(tmp_path, hangs_at)
     checkpointer._manager = slow
     for update in (1, 2):  # the next one waits for it, too
         with pytest.raises(CheckpointRefused, match=r"/1: .* within runtime\.stall_s=0\.05"):
-            checkpointer.save(state(update), Ledger().to_json(), "run", store, {1})
+            checkpointer.save(state(update), ledger_of(update), "run", store, {1})
             assert hangs_at == "finish"
             checkpointer.wait()
     checkpointer.close()
@@ -130,27 +140,22 @@ def test_a_checkpoint_that_is_never_written_ends_in_a_sentence_that_names_the_bo
 
 
 def test_a_checkpoint_that_fails_while_training_goes_on_is_told_after_the_update_at_work(
-    tmp_path, store, monkeypatch
+    tmp_path, store
 ):
     checkpointer = Checkpointer(tmp_path, keep=2)
-    failed = threading.Event()
-
-    def wait_until_finished() -> None:
-        failed.set()
-        raise OSError("No space left on device")
-
+    checkpointer._manager.close()
+    slow: Any = SlowManager(tmp_path, "finish", OSError("No space left on device"))
+    checkpointer._manager = slow
     config = dataclasses.replace(CONFIG, checkpoint=CheckpointConfig(0, 0.0, 2, 25.0))
     nothing: Any = [None] * 6
     learner = make_learner(
         config, build_parts(config), *nothing, Compilations(), print, checkpointer.check
     )
-    assert not learner.is_save_due(1)
-    with monkeypatch.context() as broken:
-        broken.setattr(checkpointer._manager, "wait_until_finished", wait_until_finished)
-        checkpointer.save(state(1), Ledger().to_json(), "run", store, {1})
-        assert failed.wait(PATIENCE_S)
-        with pytest.raises(CheckpointRefused, match=r"/1: .* written .*No space left"):
-            assert wait_until(lambda: learner.is_save_due(2))
+    checkpointer.save(state(1), ledger_of(1), "run", store, {1})
+    assert not learner.is_save_due(2)
+    slow.go.set()
+    with pytest.raises(CheckpointRefused, match=r"/1: .* written .*No space left"):
+        assert wait_until(lambda: learner.is_save_due(3))
     checkpointer.close()
 
 
@@ -168,11 +173,46 @@ def test_a_checkpoint_has_the_snapshots_that_are_still_to_be_read_and_no_others(
     for version in (2, 3):
         store.write(version, {"w": np.full((2, 2), version, np.float32)})
     checkpointer = Checkpointer(tmp_path, keep=1)
-    checkpointer.save(state(3), Ledger().to_json(), "run", store, {0, 1, 3})
+    checkpointer.save(state(3), ledger_of(3), "run", store, {0, 1, 3})
     checkpointer.wait()
-    found = checkpointer.restore(state(0)).snapshots
+    found = checkpointer.restore(state(0), 1).snapshots
     assert {version: params["w"].max() for version, params in found.items()} == {1: 0, 3: 3}
     checkpointer.close()
+
+
+@pytest.mark.parametrize(
+    ("state_of", "ledger", "words"),
+    [(2, 3, "its state is of update 2"), (3, 2, "its ledger is of")],
+)
+def test_a_checkpoint_whose_parts_are_of_different_updates_is_refused(
+    tmp_path, store, state_of, ledger, words
+):
+    checkpointer = Checkpointer(tmp_path, keep=1)
+    checkpointer.save(state(state_of), ledger_of(ledger), "run", store, {1})
+    checkpointer.wait()
+    if state_of == 2:
+        (tmp_path / "checkpoints" / "2").rename(tmp_path / "checkpoints" / "3")
+        checkpointer.close()
+        checkpointer = Checkpointer(tmp_path, keep=1)
+    with pytest.raises(CheckpointRefused, match=rf"checkpoints/3: .*read \(ValueError: {words}"):
+        checkpointer.restore(state(0), 1)
+    checkpointer.close()
+
+
+@pytest.mark.parametrize("result", [None, 6])
+def test_a_run_that_is_to_end_before_its_newest_checkpoint_is_refused(tmp_path, result):
+    config: Any = default_config()
+    config.num_updates = 7
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(json.dumps(resolve(config).source))
+    if result is not None:
+        whole = {"updates": result, "eval/accuracy": 0.5, "eval/accuracy_greedy": 0.5}
+        text = json.dumps(whole | {"parameters_sha256": "0", "wall_s": 1.0})
+        (tmp_path / "result.json").write_text(text)
+    with pytest.raises(ValueError, match=r"num_updates=7: .* of 8 updates; .* longer, not shorter"):
+        workdirs.prepare(tmp_path, resolve(config))
+    config.num_updates = 8
+    assert workdirs.prepare(tmp_path, resolve(config)) is None
 
 
 def test_who_only_reads_a_run_leaves_what_is_being_written(tmp_path, store):
@@ -184,7 +224,7 @@ def test_who_only_reads_a_run_leaves_what_is_being_written(tmp_path, store):
     for is_owner in (False, True):
         reader = Checkpointer(tmp_path, keep=2, is_owner=is_owner)
         assert reader.updates() == [1]
-        reader.restore(state(0))
+        reader.restore(state(0), 1)
         reader.close()
         assert partial.exists() or is_owner
     assert wait_until(lambda: not partial.exists())  # a thread of the owner removes it

@@ -223,11 +223,15 @@ class Checkpointer:
             found = self._manager.restore(update, args=arguments)["state"]
             return TrainState(**found, base=like.base)
 
-    def restore(self, like: TrainState) -> Restored:
+    def restore(self, like: TrainState, prompts_per_update: int) -> Restored:
         """The newest complete checkpoint.
 
         Args:
             like: a state of the same shapes, whose values are ignored, but for its base.
+            prompts_per_update: tickets that each update has settled.
+
+        Raises:
+            CheckpointRefused: it cannot be read, or its parts are of different updates.
         """
         update = self._manager.latest_step()
         assert update is not None
@@ -240,10 +244,19 @@ class Checkpointer:
                     run=ocp.args.JsonRestore(),
                 ),
             )
-            run = found["run"]
+            run, state = found["run"], TrainState(**found["state"], base=like.base)
+            ledger = Ledger.from_json(run["ledger"])
+            parts = {
+                "its state": int(state.update),
+                "its run": run["update"],
+                "its ledger": ledger.outcomes.total() / max(1, prompts_per_update),
+            }
+            for part, of_update in parts.items():
+                if of_update != update:
+                    raise ValueError(f"{part} is of update {of_update:g}")
             return Restored(
-                state=TrainState(**found["state"], base=like.base),
-                ledger=Ledger.from_json(run["ledger"]),
+                state=state,
+                ledger=ledger,
                 run_id=run["run_id"],
                 skipped=run.get("skipped", 0),  # an older run did not count them
                 snapshots={int(version): tree for version, tree in found["snapshots"].items()},
