@@ -12,13 +12,14 @@ import shutil
 import threading
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from tiny_runs import wait_until
 
-from asympo_jax import workdirs
+from asympo_jax import models, states, workdirs
 from asympo_jax.config import default_config, resolve
 from asympo_jax.endings import InUse, RunFailed
 from asympo_jax.experiment import build_parts
@@ -213,6 +214,22 @@ def test_a_run_that_is_to_end_before_its_newest_checkpoint_is_refused(tmp_path, 
         workdirs.prepare(tmp_path, resolve(config))
     config.num_updates = 8
     assert workdirs.prepare(tmp_path, resolve(config)) is None
+
+
+def test_a_state_is_read_without_another_one_in_memory(tmp_path, store):
+    parts, checkpointer = build_parts(CONFIG), Checkpointer(tmp_path, keep=1)
+    like = states.state_like(CONFIG, parts, tmp_path, checkpointer)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(like))
+    params = models.init_params(parts.model, jax.random.key(3))
+    first = states.first_state(CONFIG, parts, params)
+    checkpointer.save(first, ledger_of(0), "run", store, {1})
+    checkpointer.wait()
+    found = checkpointer.restore(like, 1).state
+    assert jax.tree.structure(found) == jax.tree.structure(first)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(first), strict=True):
+        assert (one.dtype, one.devices()) == (other.dtype, other.devices())
+        np.testing.assert_array_equal(one, other)
+    checkpointer.close()
 
 
 def test_who_only_reads_a_run_leaves_what_is_being_written(tmp_path, store):
