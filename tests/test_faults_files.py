@@ -232,6 +232,22 @@ def test_a_state_is_read_without_another_one_in_memory(tmp_path, store):
     checkpointer.close()
 
 
+def test_an_old_checkpoint_loses_its_name_before_it_is_deleted(tmp_path, store, monkeypatch):
+    checkpointer = Checkpointer(tmp_path, keep=1, is_owner=True)
+    save(checkpointer, 1, store)
+    whole = {path.name for path in (tmp_path / "checkpoints" / "1").iterdir()}
+    with monkeypatch.context() as killed:
+        killed.setattr("shutil.rmtree", lambda *_, **__: None)
+        save(checkpointer, 2, store)
+    checkpointer.close()
+    directory = tmp_path / "checkpoints"
+    assert {path.name for path in (directory / ".deleted" / "1").iterdir()} == whole
+    again = Checkpointer(tmp_path, keep=1, is_owner=True)
+    assert again.updates() == [2]
+    again.close()
+    assert [path.name for path in directory.iterdir()] == ["2"]
+
+
 def test_who_only_reads_a_run_leaves_what_is_being_written(tmp_path, store):
     checkpointer = Checkpointer(tmp_path, keep=2, is_owner=True)
     save(checkpointer, 1, store)

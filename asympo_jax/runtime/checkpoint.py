@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -20,6 +21,9 @@ import orbax.checkpoint as ocp
 from asympo_jax.learning import TrainState
 from asympo_jax.runtime.ledger import Ledger
 from asympo_jax.runtime.snapshots import SnapshotStore, parameters_sha256
+
+# Orbax renames old checkpoints into it before they are deleted: half of one never has its name.
+_DELETED = ".deleted"
 
 
 class CheckpointRefused(ValueError):
@@ -121,7 +125,10 @@ class Checkpointer:
     ):
         """Opens the directory."""
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, cleanup_tmp_directories=is_owner
+            max_to_keep=keep,
+            create=True,
+            cleanup_tmp_directories=is_owner,
+            todelete_subdir=_DELETED,
         )
         self._manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
@@ -130,6 +137,8 @@ class Checkpointer:
         )
         self._saved_base_sha256: str | None = None  # hashed once, no update changes it
         self._stall_s = stall_s
+        if is_owner:
+            self._delete()
         self._writing: _Writing | None = None
         self._is_stuck = False
 
@@ -174,11 +183,20 @@ class Checkpointer:
             run=ocp.args.JsonSave(run),
         )
         begin = functools.partial(self._manager.save, update, args=arguments)
-        self._writing = _Writing(update, begin, self._manager.wait_until_finished)
+        self._writing = _Writing(update, begin, self._finish)
         self._writing.start()
         if not self._writing.copied.wait(self._stall_s):
             self.wait(0.0)
         self.check()
+
+    def _finish(self) -> None:
+        """Waits until Orbax has written a checkpoint, and deletes those that it replaces."""
+        self._manager.wait_until_finished()
+        self._delete()
+
+    def _delete(self) -> None:
+        """Deletes what has lost its name."""
+        shutil.rmtree(self._manager.directory / _DELETED, ignore_errors=True)
 
     def latest(self) -> int | None:
         """Update of the newest complete checkpoint, None if there is none."""
