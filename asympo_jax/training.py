@@ -279,7 +279,9 @@ class _Run:
             interrupts.raise_if_received()
             broker.raise_if_closed()
 
-        params = initial_params(config, parts, self.workdir, check)
+        # Only reading finds some of what is wrong with a Hugging Face directory.
+        with failures(ValueError) if config.hf_dir else contextlib.nullcontext():
+            params = initial_params(config, parts, self.workdir, check)
         state = states.first_state(config, parts, params)
         self.store.write_base(state.base)
         self.store.write(0, state.params)

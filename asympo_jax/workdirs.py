@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -38,6 +39,11 @@ _FREE = (
 # What another attempt may not find again: a full disk, a file system that fails or is gone.
 _TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 
+# What a run that was killed leaves half written; others may be at work on other names.
+_PARTIAL = re.compile(
+    r"\.((config\.json|result\.json|metrics\.jsonl|update_\d+\.jsonl)\.|write-)\d+"
+)
+
 # What `result.json` must have.
 _RESULT = {
     "updates": int,
@@ -51,6 +57,8 @@ _RESULT = {
 def prepare(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] | None:
     """Writes the config into the locked directory; returns the result of a complete run.
 
+    What a run that was killed left half written there is removed.
+
     Raises:
         ValueError: it cannot be used or written, has a link that leads out of it, or holds a run
             of another config.
@@ -58,6 +66,9 @@ def prepare(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] |
     """
     _require_inside(workdir)
     found = result(workdir, config)
+    for path in [*workdir.glob(".*"), *workdir.glob("rollouts/.*")]:
+        if _PARTIAL.fullmatch(path.name):
+            path.unlink(missing_ok=True)
     if found is None:
         text = json.dumps(config.source, indent=2, sort_keys=True) + "\n"
         try:
@@ -128,7 +139,7 @@ def check_writable(field: str, directory: pathlib.Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / f".write-{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
         list(directory.iterdir())
     except OSError as error:
         raise _refusal(

@@ -10,6 +10,7 @@ import pathlib
 import resource
 import shutil
 import threading
+import types
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ import optax
 import pytest
 from tiny_runs import wait_until
 
-from asympo_jax import models, states, workdirs
+from asympo_jax import models, states, training, workdirs
 from asympo_jax.config import default_config, resolve
 from asympo_jax.endings import InUse, RunFailed
 from asympo_jax.experiment import build_parts
@@ -246,6 +247,47 @@ def test_an_old_checkpoint_loses_its_name_before_it_is_deleted(tmp_path, store, 
     assert again.updates() == [2]
     again.close()
     assert [path.name for path in directory.iterdir()] == ["2"]
+
+
+def test_what_a_killed_run_left_half_written_is_removed_by_the_next_and_nothing_else(tmp_path):
+    (tmp_path / "rollouts").mkdir()
+    gone = [".config.json.12", ".metrics.jsonl.3", ".result.json.3", ".write-45"]
+    gone += ["rollouts/.update_00000002.jsonl.7"]
+    kept = [
+        ".lock",
+        ".gitignore",
+        ".metrics.jsonl.old",
+        ".mine.12",
+        "rollouts/update_00000001.jsonl",
+    ]
+    for name in gone + kept:
+        (tmp_path / name).touch()
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG.source))
+    workdirs.prepare(tmp_path, CONFIG)
+    assert not any((tmp_path / name).exists() for name in gone)
+    assert all((tmp_path / name).exists() for name in kept)
+
+
+@pytest.mark.parametrize("update", ["1e999", "NaN", "null"])
+def test_a_line_of_metrics_whose_update_is_no_number_is_refused_by_its_line(tmp_path, update):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"update": {update}}}\n{{"update": 1}}\n')
+    with pytest.raises(metrics.MetricsRefused, match="line 1"):
+        read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_a_hugging_face_directory_that_turns_out_to_be_broken_is_one_sentence(
+    tmp_path, monkeypatch
+):
+    def broken(*_: object) -> None:
+        raise ValueError("has values that are not finite")
+
+    monkeypatch.setattr("asympo_jax.training.initial_params", broken)
+    config = dataclasses.replace(CONFIG, hf_dir=tmp_path)
+    nothing: Any = None
+    run = training._Run(config, nothing, tmp_path, nothing, "run")
+    checkpointer: Any = types.SimpleNamespace(latest=lambda: None)
+    with pytest.raises(RunFailed, match="not finite"):
+        run._first_state(checkpointer, nothing)
 
 
 def test_who_only_reads_a_run_leaves_what_is_being_written(tmp_path, store):
