@@ -9,7 +9,6 @@ from asympo_jax.learning import TrainState, make_optimizer, make_sign_gradients,
 from asympo_jax.progress import Progress, say
 from asympo_jax.runtime.batches import BatchRecorder
 from asympo_jax.runtime.broker import Broker
-from asympo_jax.runtime.checkpoint import SaveCadence
 from asympo_jax.runtime.compilation import Compilations, make_step_watch
 from asympo_jax.runtime.evaluations import EvaluationLog
 from asympo_jax.runtime.learner import Cadence, Learner
@@ -18,6 +17,7 @@ from asympo_jax.runtime.pipeline import PipelineMeter
 from asympo_jax.runtime.publisher import Publisher
 from asympo_jax.runtime.reward_alarm import RewardAlarm
 from asympo_jax.runtime.sampler import SamplerLoop
+from asympo_jax.runtime.saving import SaveCadence
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.settings import ExperimentConfig
 

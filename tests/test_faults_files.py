@@ -28,11 +28,12 @@ from asympo_jax.learning import state_from_params
 from asympo_jax.loops import make_learner
 from asympo_jax.outputs import CheckpointConfig
 from asympo_jax.runtime import metrics
-from asympo_jax.runtime.checkpoint import Checkpointer, CheckpointRefused, SaveCadence
+from asympo_jax.runtime.checkpoint import Checkpointer, CheckpointRefused
 from asympo_jax.runtime.compilation import Compilations
 from asympo_jax.runtime.files import Lines, replace
 from asympo_jax.runtime.ledger import Ledger, Outcome
 from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
+from asympo_jax.runtime.saving import SaveCadence
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.tokenizers import CharTokenizer
 from asympo_jax.types import Group

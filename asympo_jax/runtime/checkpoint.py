@@ -11,8 +11,7 @@ import functools
 import pathlib
 import shutil
 import threading
-import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from asympo_jax.learning import TrainState
 from asympo_jax.runtime.ledger import Ledger
+from asympo_jax.runtime.saving import Writing
 from asympo_jax.runtime.snapshots import SnapshotStore, parameters_sha256
 
 # Orbax renames old checkpoints into it before they are deleted: half of one never has its name.
@@ -47,62 +47,6 @@ class Restored:
     run_id: str
     skipped: int
     snapshots: dict[int, Any]
-
-
-class SaveCadence:
-    """When a checkpoint is due: every so many updates, and every so many seconds.
-
-    Args:
-        every_updates: 0 is never.
-        every_s: 0 is never.
-        clock: monotonic seconds.
-    """
-
-    def __init__(
-        self, every_updates: int, every_s: float, clock: Callable[[], float] = time.monotonic
-    ):
-        """The seconds begin."""
-        self._every_updates = every_updates
-        self._every_s = every_s
-        self._clock = clock
-        self._last = clock()
-
-    def is_due(self, version: int) -> bool:
-        """Whether one is due after an update; if so, the seconds begin anew."""
-        by_count = self._every_updates > 0 and version % self._every_updates == 0
-        now = self._clock()
-        is_due = by_count or 0 < self._every_s <= now - self._last
-        if is_due:
-            self._last = now
-        return is_due
-
-
-class _Writing(threading.Thread):
-    """A checkpoint that is being written; no process waits for this thread to end.
-
-    Attributes:
-        update: its number.
-        copied: set once the arrays are copied, or that has failed.
-        failure: what broke.
-    """
-
-    def __init__(self, update: int, begin: Callable[[], object], finish: Callable[[], object]):
-        """Does nothing yet: `begin` copies, `finish` returns once all is written."""
-        super().__init__(name=f"checkpoint-{update}", daemon=True)
-        self.update, self.copied = update, threading.Event()
-        self.failure: Exception | None = None
-        self._calls = [finish, begin]  # dropped when called, with the arrays that they hold
-
-    def run(self) -> None:
-        """Writes."""
-        try:
-            self._calls.pop()()
-            self.copied.set()
-            self._calls.pop()()
-        except Exception as error:  # Orbax and its libraries raise errors of many kinds
-            self.failure = error
-        finally:
-            self.copied.set()
 
 
 class Checkpointer:
@@ -139,7 +83,7 @@ class Checkpointer:
         self._stall_s = stall_s
         if is_owner:
             self._delete()
-        self._writing: _Writing | None = None
+        self._writing: Writing | None = None
         self._is_stuck = False
 
     def save(
@@ -183,7 +127,7 @@ class Checkpointer:
             run=ocp.args.JsonSave(run),
         )
         begin = functools.partial(self._manager.save, update, args=arguments)
-        self._writing = _Writing(update, begin, self._finish)
+        self._writing = Writing(update, begin, self._finish)
         self._writing.start()
         if not self._writing.copied.wait(self._stall_s):
             self.wait(0.0)
