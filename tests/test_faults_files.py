@@ -151,9 +151,8 @@ def test_a_checkpoint_that_fails_while_training_goes_on_is_told_after_the_update
     checkpointer._manager = slow
     config = dataclasses.replace(CONFIG, checkpoint=CheckpointConfig(0, 0.0, 2, 25.0))
     nothing: Any = [None] * 6
-    learner = make_learner(
-        config, build_parts(config), *nothing, Compilations(), print, checkpointer.check
-    )
+    given: Any = [config, build_parts(config), *nothing, Compilations(), print, checkpointer.check]
+    learner = make_learner(*given)
     checkpointer.save(state(1), ledger_of(1), "run", store, {1})
     assert not learner.is_save_due(2)
     slow.go.set()
