@@ -1,16 +1,18 @@
 """What the command lines share: flags, the config, and errors as one sentence with an exit code.
 
 Exit codes: 0 done · 1 the run failed · 2 wrong input, nothing was started · 3 a loss, a gradient or
-parameters are no longer finite · 75 asked to end by SIGTERM or SIGHUP, and everything is saved ·
-130 interrupted · 143 terminated before it could save. After 1, 75, 130 and 143 the same command
-carries on from the last checkpoint.
+parameters are no longer finite · 75 asked to end by SIGTERM or SIGHUP, and everything is saved, or
+another command has the workdir · 130 interrupted · 143 terminated before it could save. After 1,
+75, 130 and 143 the same command carries on from the last checkpoint.
 """
 
 import contextlib
 import json
+import os
 import pathlib
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -25,7 +27,7 @@ from asympo_jax.progress import say
 
 _DEFAULT_CONFIG = config_module.__file__
 _CONFIG_FLAG = "config"
-
+_EXIT_S = interrupts.END_S  # from the last words of a command that failed to its end
 
 _CONFIG_HELP = (
     "A config file, or the config.json of a run; without it, the default config "
@@ -104,7 +106,11 @@ def directory(flag: flags.FlagHolder) -> pathlib.Path:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    """Prints one sentence and ends the process."""
+    """Prints one sentence and ends the process, whatever its other threads are at."""
+    # Python waits for threads at its end; one of a library that writes to a disk may hang.
+    last_resort = threading.Timer(_EXIT_S, os._exit, (code,))
+    last_resort.daemon = True
+    last_resort.start()
     say(f"error: {' '.join(message.split())}")
     sys.exit(code)
 

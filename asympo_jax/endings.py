@@ -31,6 +31,12 @@ class Stopped(RunFailed):
     exit_code = STOPPED
 
 
+class InUse(RunFailed):
+    """One that did not begin, as another has its directory: later the same may work."""
+
+    exit_code = STOPPED
+
+
 @contextlib.contextmanager
 def failures(*kinds: type[Exception], advice: str = "") -> Iterator[None]:
     """Within it what is no fault of this program becomes `RunFailed`, in one sentence.

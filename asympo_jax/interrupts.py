@@ -18,7 +18,10 @@ from collections.abc import Callable, Iterator
 from asympo_jax.endings import INTERRUPTED, STOPPED, TERMINATED
 
 END_S = 9.0  # for an end in good order
-_SAVED = 0  # the number of no signal: what was asked for is done
+# A scheduler signals the whole group, and a wrapper passes its signal on: that is one signal.
+_SAME_S = 1.0
+_LEAVE_S = 2.0  # for an end at once: what cleans up, or standard error, may hang
+_SAVED = 0  # the number of no signal: all is saved
 
 
 class Terminated(BaseException):
@@ -91,7 +94,7 @@ def asking(ask: Callable[[], object], grace_s: float) -> Iterator[None]:
     _ending.grace_s, _ending.ask = grace_s, ask
     try:
         yield
-        if _ending.asked and _ending.told >= 0:
+        if _ending.told >= 0:
             os.write(_ending.told, bytes([_SAVED]))
     finally:
         _ending.ask = None
@@ -120,13 +123,15 @@ def _handle(number: int, frame: object) -> None:
             _ending.asked = True
             _ending.ask()
         return
+    if _ending.received:
+        return  # Raised already: a second time would break off what cleans up.
     _ending.received.append(kind)
     raise kind
 
 
 def _watch(heard: int, end_s: float, advice: str) -> None:
     """Ends the process at a second signal, or when the time that the first one gave is up."""
-    first, is_saved, deadline = _SAVED, False, float("inf")
+    first, is_saved, deadline, since = _SAVED, False, float("inf"), 0.0
     while True:
         left_s = None if not first else max(0.0, deadline - time.monotonic())
         if not select.select([heard], [], [], left_s)[0]:
@@ -139,18 +144,25 @@ def _watch(heard: int, end_s: float, advice: str) -> None:
             elif not first:
                 is_asked = _ending.ask is not None and number != signal.SIGINT
                 deadline = time.monotonic() + (_ending.grace_s if is_asked else end_s)
-                first = number
-            elif number != signal.SIGHUP:  # A closing terminal may send several.
+                first, since = number, time.monotonic()
+            elif number == signal.SIGINT or (
+                # A closing terminal may send several.
+                number != signal.SIGHUP and time.monotonic() - since >= _SAME_S
+            ):
                 _leave(number, is_saved, f"at once; {advice}")
 
 
 def _leave(number: int, is_saved: bool, words: str) -> None:
     """Cleans up and ends the process, whatever its other threads are at."""
+    is_interrupt = number == signal.SIGINT
+    code = INTERRUPTED if is_interrupt else STOPPED if is_saved else TERMINATED
+    last_resort = threading.Timer(_LEAVE_S, os._exit, (code,))
+    last_resort.daemon = True
+    last_resort.start()
     for clean in list(_ending.cleaning):
         with contextlib.suppress(Exception):
             clean()
-    is_interrupt = number == signal.SIGINT
     words = f"error: {'interrupted' if is_interrupt else 'terminated'} {words}\n"
     with contextlib.suppress(OSError):
         os.write(2, words.encode())
-    os._exit(STOPPED if is_saved else INTERRUPTED if is_interrupt else TERMINATED)
+    os._exit(code)

@@ -9,7 +9,6 @@ from asympo_jax.learning import TrainState, make_optimizer, make_sign_gradients,
 from asympo_jax.progress import Progress, say
 from asympo_jax.runtime.batches import BatchRecorder
 from asympo_jax.runtime.broker import Broker
-from asympo_jax.runtime.checkpoint import SaveCadence
 from asympo_jax.runtime.compilation import Compilations, make_step_watch
 from asympo_jax.runtime.evaluations import EvaluationLog
 from asympo_jax.runtime.learner import Cadence, Learner
@@ -18,6 +17,7 @@ from asympo_jax.runtime.pipeline import PipelineMeter
 from asympo_jax.runtime.publisher import Publisher
 from asympo_jax.runtime.reward_alarm import RewardAlarm
 from asympo_jax.runtime.sampler import SamplerLoop
+from asympo_jax.runtime.saving import SaveCadence
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.settings import ExperimentConfig
 
@@ -40,13 +40,15 @@ def make_publisher(
     workdir: pathlib.Path,
     broker: Broker,
     resumed_at: int,
+    skipped: int,
 ) -> Publisher:
-    """The publisher of a run, which records batches, too."""
+    """The publisher of a run, which records batches, too; `skipped` in a row were before it."""
     recorded, max_skipped = config.log.record_batches, config.learner.max_skipped_updates
     # Of the skipped updates that end a run all batches are there.
     keep = max(recorded, max_skipped + 1)
     recorder = BatchRecorder(workdir, resumed_at, every=recorded > 0, keep=keep, tell=say)
-    return Publisher(store, broker, config.stall_s, max_skipped, recorder.record)
+    record = recorder.record
+    return Publisher(store, broker, config.stall_s, max_skipped, record, skipped=skipped)
 
 
 def make_learner(
@@ -60,10 +62,21 @@ def make_learner(
     log: EvaluationLog,
     compilations: Compilations,
     save: Callable[[TrainState], None],
+    check_saved: Callable[[], None] = lambda: None,
 ) -> Learner:
-    """The learner's loop with everything that it needs; where there is one process, it samples."""
+    """The learner's loop with everything that it needs; where there is one process, it samples.
+
+    `check_saved` is called after each update: a checkpoint that could not be written is told then,
+    and not when the next one is due.
+    """
     model = dataclasses.replace(parts.model, remat=config.learner.remat)
     in_process = config.runtime_name == "sync"
+
+    cadence = SaveCadence(config.checkpoint.every_updates, config.checkpoint.every_s)
+
+    def is_save_due(version: int) -> bool:
+        check_saved()
+        return cadence.is_due(version)
 
     def show(update: int, metrics: dict[str, float]) -> None:
         interrupts.raise_if_received()
@@ -90,7 +103,7 @@ def make_learner(
         writer=writer,
         sample=_make_sample(config, parts, store, broker) if in_process else lambda: None,
         evaluations=log,
-        is_save_due=SaveCadence(config.checkpoint.every_updates, config.checkpoint.every_s).is_due,
+        is_save_due=is_save_due,
         save=save,
         show=show,
         compiled=make_step_watch(compilations, _STEP, say),

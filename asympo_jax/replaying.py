@@ -218,7 +218,7 @@ def prepare(request: Request) -> Prepared:
     own, config = request.experiments()
     parts = experiment.build_parts(config)
     check_initial(config)
-    checkpoints = [0, *states.checkpoint_updates(request.workdir)]
+    checkpoints = [0, *workdirs.checkpoint_updates(request.workdir)]
     if request.batch is None:
         first, files = recordings.select(request.workdir, checkpoints, request.first, request.last)
     else:

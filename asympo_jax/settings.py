@@ -48,8 +48,8 @@ class ExperimentConfig:
         checkpoint: checkpoints.
         log: what is written.
         runtime_name: `local` or `sync`.
-        stall_s: seconds that the learner waits for a group, or for an update to be published,
-            before it gives up.
+        stall_s: seconds that the learner waits for a group, or for an update to be published or
+            saved, before it gives up.
         lease_s: seconds that a sampler may have a lease, the compilation of its programs included,
             before it is killed and the lease given out again, and from its start to its first
             request for one; half of `stall_s` unless it is set.

@@ -34,14 +34,15 @@ def first_state(config: ExperimentConfig, parts: Parts, params: models.Params) -
 def state_like(
     config: ExperimentConfig, parts: Parts, workdir: pathlib.Path, checkpointer: Checkpointer
 ) -> TrainState:
-    """A state of the shapes of a run's checkpoints, and with the base of their adapters.
+    """The shapes of a run's checkpoints and where they go, with the base of their adapters.
+
+    Without adapters there are no values, which would take the memory of the device a second time.
 
     Raises:
         CheckpointRefused: the base cannot be made again.
     """
     if not config.lora.rank:
-        params = models.init_params(parts.model, jax.random.key(config.init_seed))
-        return first_state(config, parts, params)
+        return _without_values(config, parts)
     sha256 = checkpointer.base_sha256()
     if config.warmup.num_steps:
         # By its contents: its name depends on the machine and the code that made it.
@@ -60,10 +61,17 @@ def state_like(
     )
 
 
-def checkpoint_updates(workdir: pathlib.Path) -> list[int]:
-    """Updates of a run's complete checkpoints, ascending; no device is touched."""
-    names = (path.name for path in (workdir / "checkpoints").glob("[0-9]*"))
-    return sorted(int(name) for name in names if name.isdigit())  # others are being written
+def _without_values(config: ExperimentConfig, parts: Parts) -> TrainState:
+    """The shapes of a run's states, on the device where they would be made."""
+
+    def first() -> TrainState:
+        params = models.init_params(parts.model, jax.random.key(config.init_seed))
+        return first_state(config, parts, params)
+
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), jax.eval_shape(first)
+    )
 
 
 def load_state(

@@ -7,8 +7,8 @@
 The same command on the same workdir goes on: what is done is not repeated. Compact results are in
 DIR/results after each run; `python -m asympo_jax.report DIR` makes the table and the pictures.
 Runs are many: configs/staleness.py says how long its studies took.
-Exit codes: 0 done · 1 a run failed · 2 wrong input · 130 interrupted · 143 terminated, or the
-terminal was closed.
+Exit codes: 0 done · 1 a run failed · 2 wrong input · 75 another sweep has the workdir ·
+130 interrupted · 143 terminated, or the terminal was closed.
 """
 
 import os

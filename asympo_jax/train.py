@@ -2,8 +2,9 @@
 
 The same command on the same workdir carries on where it stopped. SIGTERM saves, then stops.
 Exit codes: 0 done · 1 the run failed, the last line says why · 2 wrong input, nothing was started ·
-3 numbers are no longer finite, as they would be again · 75 asked to stop, and everything is saved ·
-130 interrupted · 143 terminated before it could save. docs/faults.md says what to do after each.
+3 numbers are no longer finite, as they would be again · 75 asked to stop, and everything is saved,
+or another run has the workdir · 130 interrupted · 143 terminated before it could save.
+docs/faults.md says what to do after each.
 """
 
 from absl import flags

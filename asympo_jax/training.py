@@ -32,6 +32,7 @@ from asympo_jax.runtime.evaluations import (
 )
 from asympo_jax.runtime.leases import Closed, Refused, Stalled
 from asympo_jax.runtime.metrics import MetricsWriter
+from asympo_jax.runtime.pipeline import PipelineMeter
 from asympo_jax.runtime.publisher import NonFinite
 from asympo_jax.runtime.snapshots import (
     SnapshotRefused,
@@ -118,6 +119,7 @@ def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
 
     Raises:
         ValueError: a config that does not fit the task or the workdir; nothing was started.
+        RunFailed: the workdir is in use, or cannot be written now; nothing was started.
     """
     parts = experiment.build_parts(config)
     check_initial(config)
@@ -132,7 +134,7 @@ def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
     lock = workdirs.lock(workdir)
     try:
         return Prepared(config, parts, workdir, workdirs.prepare(workdir, config), lock)
-    except (ValueError, OSError):
+    except Exception:
         lock.close()
         raise
 
@@ -157,7 +159,9 @@ class _Run:
         config, compilations = self.config, Compilations()
         # Left in the reverse order: the broker is closed first, then those who wait for it end.
         with contextlib.ExitStack() as stack:
-            checkpointer = Checkpointer(self.workdir, config.checkpoint.keep, is_owner=True)
+            checkpointer = Checkpointer(
+                self.workdir, config.checkpoint.keep, is_owner=True, stall_s=config.stall_s
+            )
             stack.callback(checkpointer.close)
             broker = Broker(
                 config.pacing,
@@ -169,7 +173,7 @@ class _Run:
             )
             evaluations = self._start_processes(stack, broker, all_cores)
             stack.callback(broker.close)
-            state = self._first_state(checkpointer, broker)
+            state, skipped = self._first_state(checkpointer, broker)
             writer = MetricsWriter(self.workdir, int(state.update), config.log.tensorboard, say)
             stack.callback(writer.close)
             broker.open(int(state.update))
@@ -178,33 +182,55 @@ class _Run:
             log = EvaluationLog(evaluations, writer, progress.evaluated, say, *bounds)
             self._request_first(log, state, progress)
             log.collect()
-            publisher = make_publisher(config, self.store, self.workdir, broker, int(state.update))
+            publisher = make_publisher(
+                config, self.store, self.workdir, broker, int(state.update), skipped
+            )
+
+            def save(state: TrainState) -> None:
+                # A checkpoint of everything that goes on.
+                needed = config.pacing.versions_to_resume(int(state.update))
+                needed.update(evaluations.outstanding())
+                given = (broker.ledger_json(), self.run_id, self.store, needed)
+                checkpointer.save(state, *given, publisher.skipped)
+
             stack.callback(publisher.close, _STOP_TIMEOUT_S)
             learner = make_learner(
                 config, self.parts, self.store, broker, publisher, writer, progress, log,
-                compilations, lambda state: self._save(checkpointer, broker, state),
+                compilations, save, checkpointer.check,
             )  # fmt: skip
             with interrupts.asking(broker.close, config.checkpoint.grace_s):
                 state = learner.run(state)
-                self._save(checkpointer, broker, state)
+                save(state)
                 checkpointer.wait()
+            return self._finish(log, learner.meter, state)
+
+    def _finish(self, log: EvaluationLog, meter: PipelineMeter, state: TrainState) -> dict:
+        """What the run came to, once its last evaluation has come in; all is saved before.
+
+        Raises:
+            Stopped: it was asked to end, in training or now.
+        """
+        update = int(state.update)
+        try:
             if interrupts.is_asked():
-                raise Stopped(
-                    f"stopped as asked after update {int(state.update)} of "
-                    f"{config.pacing.num_updates}, which is saved; the same command carries on"
-                )
-            after = log.last(int(state.update), state.policy, interrupts.raise_if_received)
-            result = {
-                "objective": config.objective.name,
-                "parameters_sha256": parameters_sha256(state.params),
-                **{name: after[name] for name in _ACCURACIES},
-                "updates": int(state.update),
-            }
-            shares = learner.meter.whole()
-            if shares is None:
-                return result
-            say(shares.bottleneck())
-            return result | {"pipeline/ideal_fraction": round(shares.ideal_fraction, 4)}
+                raise interrupts.Terminated
+            after = log.last(update, state.policy, interrupts.raise_if_received)
+        except interrupts.Terminated as asked:
+            raise Stopped(
+                f"stopped as asked after update {update} of {self.config.pacing.num_updates}, "
+                "which is saved; the same command carries on"
+            ) from asked
+        result = {
+            "objective": self.config.objective.name,
+            "parameters_sha256": parameters_sha256(state.params),
+            **{name: after[name] for name in _ACCURACIES},
+            "updates": update,
+        }
+        shares = meter.whole()
+        if shares is None:
+            return result
+        say(shares.bottleneck())
+        return result | {"pipeline/ideal_fraction": round(shares.ideal_fraction, 4)}
 
     def _start_processes(
         self, stack: contextlib.ExitStack, broker: Broker, all_cores: list[int]
@@ -238,27 +264,25 @@ class _Run:
                 # With the base that the state has: the store would read another onto the device.
                 log.request(version, state.decoder(self.store.read(version)))
 
-    def _first_state(self, checkpointer: Checkpointer, broker: Broker) -> TrainState:
-        """The state to go on from; its snapshot, and those of its lag window, are written."""
+    def _first_state(self, checkpointer: Checkpointer, broker: Broker) -> tuple[TrainState, int]:
+        """The state to go on from, whose snapshots are written; updates skipped in a row before."""
         config, parts = self.config, self.parts
         if checkpointer.latest() is not None:
             like = states.state_like(config, parts, self.workdir, checkpointer)
-            restored = checkpointer.restore(like)
+            restored = checkpointer.restore(like, config.pacing.prompts_per_update)
             self.store.write_base(restored.state.base)
             for version, params in restored.snapshots.items():
                 self.store.write(version, params)
-            return restored.state
+            return restored.state, restored.skipped
 
         def check() -> None:
             interrupts.raise_if_received()
             broker.raise_if_closed()
 
-        params = initial_params(config, parts, self.workdir, check)
+        # Only reading finds some of what is wrong with a Hugging Face directory.
+        with failures(ValueError) if config.hf_dir else contextlib.nullcontext():
+            params = initial_params(config, parts, self.workdir, check)
         state = states.first_state(config, parts, params)
         self.store.write_base(state.base)
         self.store.write(0, state.params)
-        return state
-
-    def _save(self, checkpointer: Checkpointer, broker: Broker, state: TrainState) -> None:
-        """A checkpoint of everything that goes on."""
-        checkpointer.save(state, broker.ledger_json(), self.run_id, self.store)
+        return state, 0

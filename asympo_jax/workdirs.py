@@ -4,17 +4,21 @@ config.json  metrics.jsonl  result.json  checkpoints/  rollouts/  batches/  repl
 tensorboard/
 """
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
 import pathlib
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 import ml_collections
 
 from asympo_jax.config import from_plain, read_json
+from asympo_jax.endings import InUse, RunFailed
 from asympo_jax.runtime.files import replace
 from asympo_jax.settings import ExperimentConfig
 
@@ -32,6 +36,14 @@ _FREE = (
     "warmup.dir",
 )
 
+# What another attempt may not find again: a full disk, a file system that fails or is gone.
+_TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
+
+# What a run that was killed leaves half written; others may be at work on other names.
+_PARTIAL = re.compile(
+    r"\.((config\.json|result\.json|metrics\.jsonl|update_\d+\.jsonl)\.|write-)\d+"
+)
+
 # What `result.json` must have.
 _RESULT = {
     "updates": int,
@@ -45,18 +57,24 @@ _RESULT = {
 def prepare(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] | None:
     """Writes the config into the locked directory; returns the result of a complete run.
 
+    What a run that was killed left half written there is removed.
+
     Raises:
         ValueError: it cannot be used or written, has a link that leads out of it, or holds a run
             of another config.
+        RunFailed: it cannot be written now, as on a full disk.
     """
     _require_inside(workdir)
     found = result(workdir, config)
+    for path in [*workdir.glob(".*"), *workdir.glob("rollouts/.*")]:
+        if _PARTIAL.fullmatch(path.name):
+            path.unlink(missing_ok=True)
     if found is None:
         text = json.dumps(config.source, indent=2, sort_keys=True) + "\n"
         try:
             replace(workdir / "config.json", text)
         except OSError as error:
-            raise ValueError(f"workdir={workdir}: cannot be written ({error})") from error
+            raise _refusal(error, f"workdir={workdir}: cannot be written ({error})") from error
     return found
 
 
@@ -88,20 +106,22 @@ def result(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] | 
         _require_same(workdir, read_json(workdir / "config.json"), config.source)
     elif not (workdir / "config.json").exists():
         _require_empty(workdir)
-    path = workdir / "result.json"
-    if not path.exists():
-        return None
-    found, wanted = read_json(path), config.pacing.num_updates
-    missing = [name for name in _RESULT if not isinstance(found.get(name), _RESULT[name])]
-    if missing:
-        raise ValueError(f"{path}: has no usable {missing[0]!r}; remove it and the run goes on")
-    updates = found["updates"]
+    found, wanted = _read_result(workdir / "result.json"), config.pacing.num_updates
+    if found is not None and found["updates"] == wanted:
+        return found
+    updates = max([found["updates"] if found else 0, *checkpoint_updates(workdir)])
     if updates > wanted:
         raise ValueError(
             f"num_updates={wanted}: workdir={workdir} holds a run of {updates} updates; it can be "
             "made longer, not shorter"
         )
-    return found if updates == wanted else None
+    return None
+
+
+def checkpoint_updates(workdir: pathlib.Path) -> list[int]:
+    """Updates of a run's complete checkpoints, ascending; no device is touched."""
+    names = (path.name for path in (workdir / "checkpoints").glob("[0-9]*"))
+    return sorted(int(name) for name in names if name.isdigit())  # others are being written
 
 
 def check_writable(field: str, directory: pathlib.Path) -> None:
@@ -113,17 +133,19 @@ def check_writable(field: str, directory: pathlib.Path) -> None:
 
     Raises:
         ValueError: naming the field, the directory and what is wrong with it.
+        RunFailed: the same, where another attempt may succeed, as after a full disk.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / f".write-{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
         list(directory.iterdir())
     except OSError as error:
-        raise ValueError(
+        raise _refusal(
+            error,
             f"{field}={directory}: must be a directory that can be read and written "
-            f"({error.strerror})"
+            f"({error.strerror})",
         ) from error
 
 
@@ -131,25 +153,33 @@ def lock(workdir: pathlib.Path) -> IO[str]:
     """Holds the directory for this process until the file is closed.
 
     Raises:
-        ValueError: another run has it.
+        InUse: another run has it.
+        ValueError: it cannot be locked.
+        RunFailed: it cannot be locked now.
     """
     try:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         file = open(os.open(workdir / ".lock", flags, 0o666), "a+")  # noqa: SIM115
     except OSError as error:
-        raise ValueError(f"workdir={workdir}: its .lock cannot be opened ({error})") from error
+        words = f"workdir={workdir}: its .lock cannot be opened ({error})"
+        raise _refusal(error, words) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         file.seek(0)
         owner = file.read().strip() or "unknown"
         file.close()
-        raise ValueError(
-            f"workdir={workdir}: is in use by the run with process id {owner}; use another workdir"
+        raise InUse(
+            f"workdir={workdir}: is in use by the run with process id {owner}; use another "
+            "workdir, or start the same command again when that has ended"
         ) from error
-    file.truncate(0)
-    file.write(f"{os.getpid()} on {platform.node()}")
-    file.flush()
+    except OSError as error:
+        file.close()
+        words = f"workdir={workdir}: cannot be locked with flock ({error.strerror})"
+        raise _refusal(error, words) from error
+    with contextlib.suppress(OSError):  # for people; a full disk is found by what must be written
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), f"{os.getpid()} on {platform.node()}".encode())
     return file
 
 
@@ -161,6 +191,22 @@ def warmup_directory(config: ExperimentConfig, workdir: pathlib.Path) -> pathlib
 def write_result(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
     """Writes `result.json`."""
     replace(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def _read_result(path: pathlib.Path) -> dict[str, Any] | None:
+    """What a `result.json` holds, None if it is not there."""
+    if not path.exists():
+        return None
+    found = read_json(path)
+    missing = [name for name in _RESULT if not isinstance(found.get(name), _RESULT[name])]
+    if missing:
+        raise ValueError(f"{path}: has no usable {missing[0]!r}; remove it and the run goes on")
+    return found
+
+
+def _refusal(error: OSError, words: str) -> ValueError | RunFailed:
+    """What a file that cannot be used is: wrong input, or a failure that may pass."""
+    return RunFailed(words) if error.errno in _TRANSIENT else ValueError(words)
 
 
 def _require_inside(workdir: pathlib.Path) -> None:

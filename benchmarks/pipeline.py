@@ -252,7 +252,9 @@ class _EndlessLeases:
 
 
 class _EndlessGroups:
-    """A broker whose batches are always there."""
+    """A broker whose batches are always there, until the time is up."""
+
+    closed = Closed(None)  # where it is asked, in good order
 
     def __init__(self, stopwatch: _Stopwatch, groups: Any):
         self._stopwatch = stopwatch

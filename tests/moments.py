@@ -50,6 +50,7 @@ def _arm(moment: Moment, places: list[str]) -> None:
     from asympo_jax import interrupts
 
     left, committed = moment.count, False
+    interrupts._SAME_S = 0.0  # the second signal follows at once, and is meant
 
     def signal_self() -> None:
         nonlocal left

@@ -118,6 +118,20 @@ def test_skipped_updates_are_published_until_there_are_too_many_in_a_row(case, t
     publisher.close(PATIENCE_S)
 
 
+def test_a_run_that_is_resumed_goes_on_counting_the_updates_that_are_skipped_in_a_row(case):
+    first = publisher_of(case, 2)
+    for version in (1, 2):
+        first.hand_over(update(version, **SKIPPED))
+    first.wait()
+    saved = first.skipped
+    first.close(PATIENCE_S)
+    resumed = Publisher(case.store, case.broker, PATIENCE_S, 2, clock=lambda: 0.0, skipped=saved)
+    resumed.hand_over(update(3, **SKIPPED))
+    with pytest.raises(NonFinite, match="3 updates in a row are skipped"):
+        resumed.wait()
+    resumed.close(PATIENCE_S)
+
+
 def test_parameters_that_are_not_finite_end_the_run_at_once_although_updates_may_be_skipped(case):
     publisher = publisher_of(case, 100)
     publisher.hand_over(update(1, **SKIPPED, params__norm=np.nan))

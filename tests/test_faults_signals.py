@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
+from typing import Any
 
 import pytest
 from tiny_runs import TIMEOUT_S
 
-from asympo_jax import endings, processes
+from asympo_jax import endings, interrupts, processes, training
+from asympo_jax.config import default_config, resolve
 from asympo_jax.runtime.snapshots import make_snapshot_directory
 
 PRELUDE = """
@@ -76,6 +79,7 @@ def test_a_second_signal_cleans_up_and_ends_at_once(tmp_path, first, second, cod
     precious = tmp_path / "in_the_ram_disk"
     precious.touch()
     started = program(f"""
+        interrupts._SAME_S = 0.0
         interrupts.install('carry on', 3600.0)
         with interrupts.cleaning(lambda: os.unlink({str(precious)!r})):
             hang()
@@ -105,6 +109,95 @@ def test_a_closing_terminal_may_send_its_signal_twice():
     assert started.stdout.readline() == "asked\n"
     started.send_signal(signal.SIGHUP)
     started.stdin.write("the end\n")
+    started.communicate(timeout=TIMEOUT_S)
+    assert started.returncode == 75
+
+
+def test_a_scheduler_and_a_wrapper_may_send_the_same_signal_at_the_same_time():
+    started = program("""
+        interrupts._SAME_S = 3600.0
+        interrupts.install('carry on', 3600.0)
+        with interrupts.asking(lambda: say('asked'), 3600.0):
+            say('hangs')
+            sys.stdin.readline()
+            for _ in range(1000):  # so that the thread has heard of some
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0)
+        sys.exit(75 if interrupts.is_asked() else 1)
+    """)
+    assert started.stdin is not None and started.stdout is not None
+    started.send_signal(signal.SIGTERM)
+    assert started.stdout.readline() == "asked\n"
+    started.stdin.write("the end\n")
+    started.communicate(timeout=TIMEOUT_S)
+    assert started.returncode == 75
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_what_cleans_up_after_a_signal_is_not_broken_off_by_the_same_one(number):
+    started = program(f"""
+        interrupts._SAME_S = 3600.0
+        interrupts.install('carry on', 3600.0)
+        try:
+            say('hangs')
+            time.sleep(3600)
+        except interrupts.Terminated:
+            for _ in range(100):
+                os.kill(os.getpid(), {number:d})
+        sys.exit(7)
+    """)
+    started.send_signal(number)
+    started.communicate(timeout=TIMEOUT_S)
+    assert started.returncode == 7
+
+
+def test_an_end_at_once_comes_although_what_cleans_up_hangs():
+    started = program("""
+        interrupts._LEAVE_S = 0.1
+        interrupts.install('carry on', 0.1)
+        with interrupts.cleaning(lambda: time.sleep(3600)):
+            hang()
+    """)
+    started.send_signal(signal.SIGTERM)
+    started.communicate(timeout=TIMEOUT_S)
+    assert started.returncode == 143
+
+
+def test_a_command_that_failed_ends_with_its_code_although_a_thread_hangs():
+    started = program("""
+        import threading
+        from asympo_jax import command
+        from asympo_jax.endings import RunFailed
+        command._EXIT_S = 0.1
+        threading.Thread(target=time.sleep, args=(3600,)).start()
+        say('hangs')
+        def main():
+            raise RunFailed('it says why')
+        command._guard(main, '', 3600.0)
+    """)
+    _, stderr = started.communicate(timeout=TIMEOUT_S)
+    assert started.returncode == 1
+    assert stderr == "error: it says why\n"
+
+
+def test_a_signal_in_the_last_evaluation_stops_a_run_that_has_saved_all(tmp_path):
+    def last(*_: object) -> None:
+        raise interrupts.Terminated
+
+    run: Any = training._Run(resolve(default_config()), *[None] * 4)  # pyright: ignore
+    state = types.SimpleNamespace(update=7, policy=None)
+    with pytest.raises(endings.Stopped, match=r"after update 7 of .* is saved"):
+        run._finish(types.SimpleNamespace(last=last), None, state)
+
+
+def test_what_has_saved_all_and_does_not_end_after_a_signal_says_that_it_has_saved():
+    started = program("""
+        interrupts.install('carry on', 0.2)
+        with interrupts.asking(lambda: None, 3600.0):
+            pass
+        hang()
+    """)
+    started.send_signal(signal.SIGTERM)
     started.communicate(timeout=TIMEOUT_S)
     assert started.returncode == 75
 

@@ -86,6 +86,12 @@ def test_an_overdue_lease_goes_to_another_and_the_late_result_is_a_counted_dupli
     assert found["tickets/reissued"] == found["queue/depth"] == 2
 
 
+def test_a_lease_that_is_handed_in_leaves_nothing_behind():
+    broker = open_broker()
+    broker.submit(broker.lease(), GROUPS, 0.0)
+    assert not broker._out._attempts and not broker._out.numbers
+
+
 def test_a_lease_that_is_not_overdue_stays():
     now = [0.0]
     broker = open_broker(lease_s=10.0, clock=lambda: now[0])

@@ -145,7 +145,7 @@ def test_a_second_run_on_a_workdir_in_use_is_refused_by_the_process_that_has_it(
     try:
         wait_for(lambda: len(metrics_lines(tmp_path / "run")) > 1, process)
         second = runner.train(tmp_path / "run", num_updates=100_000)
-        assert second.code == 2
+        assert second.code == 75
         assert f"is in use by the run with process id {process.pid}" in second.error
     finally:
         process.send_signal(signal.SIGTERM)

@@ -33,6 +33,17 @@ def test_the_version_of_a_slot_is_the_lag_before_it_and_never_below_zero(lag, sl
         assert pace.version_for(index) == max(0, slot - lag)
 
 
+@given(lag=st.integers(0, 8), refresh=st.integers(1, 5), update=st.integers(0, 30))
+def test_a_run_that_is_resumed_needs_the_versions_of_its_tickets_and_no_others(
+    lag, refresh, update
+):
+    pace = Pacing("ticket", lag, 60, 4, 2, refresh)
+    later = {pace.version_for(ticket) for ticket in range(update * 4, 60 * 4)}
+    expected = {update, *(version for version in later if version <= update)}
+    assert pace.versions_to_resume(update) == expected
+    assert Pacing("completion", lag, 60, 4, 2).versions_to_resume(update) == {update}
+
+
 @given(lease=st.integers(0, 100))
 def test_leases_part_the_tickets(lease):
     pace = Pacing("ticket", 0, 30, 6, 3)

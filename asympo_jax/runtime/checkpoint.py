@@ -1,4 +1,4 @@
-"""Checkpoints: state, ledger, run identity and the snapshots of the lag window, in one commit.
+"""Checkpoints: state, ledger, run identity and the snapshots still to be read, in one commit.
 
 Orbax writes a checkpoint beside its name and renames it, so one is complete or absent. Groups that
 were finished but not trained are not stored: their tickets wait again, and in ticket order the
@@ -7,9 +7,11 @@ snapshots of the lag window let them be sampled again exactly.
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
-import time
-from collections.abc import Callable, Iterator
+import shutil
+import threading
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -17,7 +19,11 @@ import orbax.checkpoint as ocp
 
 from asympo_jax.learning import TrainState
 from asympo_jax.runtime.ledger import Ledger
+from asympo_jax.runtime.saving import Writing
 from asympo_jax.runtime.snapshots import SnapshotStore, parameters_sha256
+
+# Orbax renames old checkpoints into it before they are deleted: half of one never has its name.
+_DELETED = ".deleted"
 
 
 class CheckpointRefused(ValueError):
@@ -32,41 +38,15 @@ class Restored:
         state: parameters, optimiser, update count; on the base that was given.
         ledger: every ticket's state; live ones wait again.
         run_id: identity of the run.
-        snapshots: version -> parameters, the lag window.
+        skipped: updates in a row, up to this one, that were skipped.
+        snapshots: version -> parameters.
     """
 
     state: TrainState
     ledger: Ledger
     run_id: str
+    skipped: int
     snapshots: dict[int, Any]
-
-
-class SaveCadence:
-    """When a checkpoint is due: every so many updates, and every so many seconds.
-
-    Args:
-        every_updates: 0 is never.
-        every_s: 0 is never.
-        clock: monotonic seconds.
-    """
-
-    def __init__(
-        self, every_updates: int, every_s: float, clock: Callable[[], float] = time.monotonic
-    ):
-        """The seconds begin."""
-        self._every_updates = every_updates
-        self._every_s = every_s
-        self._clock = clock
-        self._last = clock()
-
-    def is_due(self, version: int) -> bool:
-        """Whether one is due after an update; if so, the seconds begin anew."""
-        by_count = self._every_updates > 0 and version % self._every_updates == 0
-        now = self._clock()
-        is_due = by_count or 0 < self._every_s <= now - self._last
-        if is_due:
-            self._last = now
-        return is_due
 
 
 class Checkpointer:
@@ -77,12 +57,22 @@ class Checkpointer:
         keep: newest ones kept.
         is_owner: whether this process has the workdir to itself, and so may remove what a process
             that was killed left half written.
+        stall_s: seconds in which one must be written; a disk may hang for ever.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int, is_owner: bool = False):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        keep: int,
+        is_owner: bool = False,
+        stall_s: float = threading.TIMEOUT_MAX,
+    ):
         """Opens the directory."""
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, cleanup_tmp_directories=is_owner
+            max_to_keep=keep,
+            create=True,
+            cleanup_tmp_directories=is_owner,
+            todelete_subdir=_DELETED,
         )
         self._manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
@@ -90,33 +80,67 @@ class Checkpointer:
             item_names=("state", "snapshots", "run"),
         )
         self._saved_base_sha256: str | None = None  # hashed once, no update changes it
+        self._stall_s = stall_s
+        if is_owner:
+            self._delete()
+        self._writing: Writing | None = None
+        self._is_stuck = False
 
-    def save(self, state: TrainState, ledger: dict, run_id: str, store: SnapshotStore) -> None:
+    def save(
+        self,
+        state: TrainState,
+        ledger: dict,
+        run_id: str,
+        store: SnapshotStore,
+        versions: Collection[int],
+        skipped: int = 0,
+    ) -> None:
         """Saves after an update; returns when the arrays are copied, the files follow.
 
         Nothing is saved twice: a run that was stopped after its last checkpoint has it already. Of
         the base of adapters there is the hash alone, it can be made again.
 
+        Args:
+            state: after the update.
+            ledger: of all tickets.
+            run_id: identity of the run.
+            store: has the snapshots.
+            versions: of them, those that are saved if they are there.
+            skipped: updates in a row, up to this one, that were skipped.
+
         Raises:
-            CheckpointRefused: it cannot be written.
+            CheckpointRefused: it, or the one before, cannot be written.
         """
+        self.wait()
         if self.latest() == int(state.update):
             return
-        snapshots = {str(version): store.read(version) for version in store.versions()}
+        wanted = [version for version in store.versions() if version in versions]
+        snapshots = {str(version): store.read(version) for version in wanted}
         update = int(state.update)
         if state.base is not None and self._saved_base_sha256 is None:
             self._saved_base_sha256 = parameters_sha256(state.base)
-        run = {"ledger": ledger, "run_id": run_id, "update": update}
+        run = {"ledger": ledger, "run_id": run_id, "update": update, "skipped": skipped}
         run["base_sha256"] = self._saved_base_sha256
-        with self._refusing(update, "written"):
-            self._manager.save(
-                update,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_as_tree(state)),
-                    snapshots=ocp.args.StandardSave(snapshots),
-                    run=ocp.args.JsonSave(run),
-                ),
-            )
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(_as_tree(state)),
+            snapshots=ocp.args.StandardSave(snapshots),
+            run=ocp.args.JsonSave(run),
+        )
+        begin = functools.partial(self._manager.save, update, args=arguments)
+        self._writing = Writing(update, begin, self._finish)
+        self._writing.start()
+        if not self._writing.copied.wait(self._stall_s):
+            self.wait(0.0)
+        self.check()
+
+    def _finish(self) -> None:
+        """Waits until Orbax has written a checkpoint, and deletes those that it replaces."""
+        self._manager.wait_until_finished()
+        self._delete()
+
+    def _delete(self) -> None:
+        """Deletes what has lost its name."""
+        shutil.rmtree(self._manager.directory / _DELETED, ignore_errors=True)
 
     def latest(self) -> int | None:
         """Update of the newest complete checkpoint, None if there is none."""
@@ -161,11 +185,15 @@ class Checkpointer:
             found = self._manager.restore(update, args=arguments)["state"]
             return TrainState(**found, base=like.base)
 
-    def restore(self, like: TrainState) -> Restored:
+    def restore(self, like: TrainState, prompts_per_update: int) -> Restored:
         """The newest complete checkpoint.
 
         Args:
             like: a state of the same shapes, whose values are ignored, but for its base.
+            prompts_per_update: tickets that each update has settled.
+
+        Raises:
+            CheckpointRefused: it cannot be read, or its parts are of different updates.
         """
         update = self._manager.latest_step()
         assert update is not None
@@ -178,26 +206,61 @@ class Checkpointer:
                     run=ocp.args.JsonRestore(),
                 ),
             )
-            run = found["run"]
+            run, state = found["run"], TrainState(**found["state"], base=like.base)
+            ledger = Ledger.from_json(run["ledger"])
+            parts = {
+                "its state": int(state.update),
+                "its run": run["update"],
+                "its ledger": ledger.outcomes.total() / max(1, prompts_per_update),
+            }
+            for part, of_update in parts.items():
+                if of_update != update:
+                    raise ValueError(f"{part} is of update {of_update:g}")
             return Restored(
-                state=TrainState(**found["state"], base=like.base),
-                ledger=Ledger.from_json(run["ledger"]),
+                state=state,
+                ledger=ledger,
                 run_id=run["run_id"],
+                skipped=run.get("skipped", 0),  # an older run did not count them
                 snapshots={int(version): tree for version, tree in found["snapshots"].items()},
             )
 
-    def wait(self) -> None:
-        """Waits for what is being written.
+    def check(self) -> None:
+        """Looks, without waiting, whether what was being written has failed.
 
         Raises:
             CheckpointRefused: it cannot be written.
         """
-        with self._refusing(self._manager.latest_step(), "written"):
-            self._manager.wait_until_finished()
+        writing = self._writing
+        if writing is not None and writing.failure is not None:
+            self._writing = None
+            with self._refusing(writing.update, "written"):
+                raise writing.failure
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Waits for what is being written.
+
+        Args:
+            timeout_s: at most; `stall_s` unless it is given.
+
+        Raises:
+            CheckpointRefused: it cannot be written, or is not within `stall_s`.
+        """
+        if self._writing is None:
+            return
+        self._writing.join(self._stall_s if timeout_s is None else timeout_s)
+        self.check()
+        if self._writing.is_alive():
+            self._is_stuck = True
+            raise CheckpointRefused(
+                f"{self._manager.directory / str(self._writing.update)}: this checkpoint was not "
+                f"written within runtime.stall_s={self._stall_s:g}"
+            )
+        self._writing = None
 
     def close(self) -> None:
         """Ends the threads of Orbax; what is being written is finished, or lost if it cannot be."""
         with contextlib.suppress(Exception):  # told by `wait`, or the run has another cause to end
+            self.wait(0.0 if self._is_stuck else None)
             self._manager.close()
 
     @contextlib.contextmanager

@@ -4,6 +4,7 @@ While the device works on an update, this thread packs the batch of the next one
 step; whatever needs numbers from the device comes one update later.
 """
 
+import contextlib
 import dataclasses
 import time
 import types
@@ -14,16 +15,22 @@ import numpy as np
 
 from asympo_jax.learning import TrainState, informative_groups, make_batch
 from asympo_jax.runtime.broker import Broker
-from asympo_jax.runtime.evaluations import EvaluationLog
-from asympo_jax.runtime.leases import Closed
+from asympo_jax.runtime.checkpoint import CheckpointRefused
+from asympo_jax.runtime.evaluations import EvaluationLog, EvaluatorEnded
+from asympo_jax.runtime.leases import Closed, Stalled
 from asympo_jax.runtime.metrics import MetricsWriter
 from asympo_jax.runtime.pipeline import PipelineMeter
 from asympo_jax.runtime.publisher import Published, Publisher, Update
 from asympo_jax.runtime.reward_alarm import RewardAlarm
-from asympo_jax.runtime.snapshots import SnapshotStore
+from asympo_jax.runtime.snapshots import SnapshotRefused, SnapshotStore
 from asympo_jax.runtime.tickets import Pacing
+from asympo_jax.tasks import RewardError
 from asympo_jax.tokenizers import Tokenizer
 from asympo_jax.types import Batch, Group, StopReason
+
+# What ends a run between two updates, and never between a step and its completion: the state that
+# the step before returned is whole.
+_BETWEEN_UPDATES = (Closed, Stalled, RewardError, EvaluatorEnded)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +111,8 @@ class Learner:
         """Updates until `num_updates`; returns the last state, which is not evaluated yet.
 
         Where the broker is closed without a cause the run was asked to stop: the last state is that
-        of an earlier update, and its snapshot is published.
+        of an earlier update, and its snapshot is published. A failure between two updates loses
+        none of them: the state is saved before it is raised.
 
         Raises:
             Closed: a sampler failed; it carries the cause.
@@ -122,16 +130,25 @@ class Learner:
                 if is_saved or self._must_wait(version):
                     self._follow_up(state, version, is_saved)
             return state
-        except Closed as closed:
-            # Between two updates: no other call raises it.
-            self._account(self.publisher.wait())
-            if closed.cause is not None:
-                raise
-            return state
-        except Exception:
-            # What broke the update before is the cause, and the line of one that did not is kept.
-            self._account(self.publisher.wait())
+        except _BETWEEN_UPDATES:
+            self._settle()
+            closed = self.broker.closed
+            if closed is not None and closed.cause is None:
+                return state
+            # What broke while it was published has been raised: it is finite and has its snapshot.
+            if int(state.update):
+                # Where that fails, too, the run has another cause to end.
+                with contextlib.suppress(CheckpointRefused, SnapshotRefused):
+                    self.save(state)
             raise
+        except Exception:
+            self._settle()
+            raise
+
+    def _settle(self) -> None:
+        """Writes down what is published; raises what broke there, as that is the cause."""
+        with contextlib.suppress(EvaluatorEnded):  # evaluations are made up for by the next attempt
+            self._account(self.publisher.wait())
 
     def _update(self, state: TrainState, version: int) -> tuple[TrainState, Update]:
         """Takes a batch and gives its update to the device, for which it does not wait."""
@@ -185,18 +202,21 @@ class Learner:
         """Writes down updates that are published, and forgets snapshots that nothing needs."""
         for one in published:
             update, version = one.update, one.update.version
-            needed = self.evaluations.evaluations.outstanding()
-            self.store.prune(version - self.pacing.max_lag, needed)
+            needed = {*self.evaluations.evaluations.outstanding()}
+            oldest = version - self.pacing.max_lag
+            if self.pacing.order == "ticket":  # else samplers may be at work with any that is newer
+                oldest, needed = version, needed | self.pacing.versions_to_resume(version)
+            self.store.prune(oldest, needed)
             self.meter.add(one)
             metrics = one.metrics | dict(update.counts) | self.meter.metrics() | dict(more)
             metrics |= self.writer.metrics()
             lags = {"lag/histogram": lags_of(update.groups, version - 1)}
             self.writer.write(version, metrics, lags)
-            self.evaluations.collect()
             self.show(version, metrics)
             if _due(version, self.cadence.rollouts):
                 shown = update.groups[: self.cadence.rollouts_groups]
                 self.writer.write_rollouts(version, shown, self.tokenizer)
+        self.evaluations.collect()  # last: it may raise, and no line of an update is lost
 
 
 def lags_of(groups: Sequence[Group], update: int) -> list[int]:

@@ -169,7 +169,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
         try:
             line = json.loads(text)
             update = int(line["update"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             if number == len(texts):
                 break
             raise MetricsRefused(

@@ -89,6 +89,7 @@ class Outstanding:
     def finish(self, lease: Lease) -> None:
         """A lease is handed in."""
         del self._out[lease.number]
+        del self._attempts[lease.number]  # it is never given out again
 
     def take_back(self, lease: Lease) -> None:
         """The tickets of a lease that is out wait again."""

@@ -90,6 +90,7 @@ class Publisher:
         broker: learns of each version.
         stall_s: seconds that an update may take to be published.
         max_skipped: updates in a row that may be skipped.
+        skipped: those in a row that were, when an earlier attempt at the run saved.
         record: (version, its batch, whether it is needed) -> the file where it is, or None.
         clock: monotonic seconds.
     """
@@ -102,6 +103,7 @@ class Publisher:
         max_skipped: int = 0,
         record: Callable[[int, Sequence[Group], bool], pathlib.Path | None] = lambda *_: None,
         clock: Callable[[], float] = time.monotonic,
+        skipped: int = 0,
     ):
         """Starts the thread."""
         self._store = store
@@ -110,7 +112,7 @@ class Publisher:
         self._max_skipped = max_skipped
         self._record = record
         self._clock = clock
-        self._skipped = 0  # updates in a row
+        self._skipped = skipped
         self._changed = threading.Condition()
         self._closed = False
         self._work: Update | None = None
@@ -119,6 +121,11 @@ class Publisher:
         self._finished = clock()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._thread.start()
+
+    @property
+    def skipped(self) -> int:
+        """The updates in a row, up to the last one published, that were skipped."""
+        return self._skipped
 
     def hand_over(self, update: Update) -> list[Published]:
         """Takes an update once the one before is published; returns those published meanwhile.

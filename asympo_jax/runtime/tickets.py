@@ -52,6 +52,17 @@ class Pacing:
         start = lease * self.prompts_per_lease
         return range(start, start + self.prompts_per_lease)
 
+    def versions_to_resume(self, update: int) -> set[int]:
+        """The versions that a run needs to be resumed after an update, and that are there then.
+
+        That one, and in ticket order those that the tickets from there on are sampled with.
+        """
+        if self.order == "completion":
+            return {update}
+        slots = range(update, update + self.max_lag + 1)
+        versions = {self.version_for(slot * self.prompts_per_update) for slot in slots}
+        return {update, *(version for version in versions if version < update)}
+
     def version_for(self, ticket: int) -> int:
         """The version that samples a ticket, in ticket order."""
         newest = max(0, ticket // self.prompts_per_update - self.lag)
