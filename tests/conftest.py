@@ -15,6 +15,11 @@ _QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_pass
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} {_QUICKLY} --xla_force_host_platform_device_count=8"
 ).strip()
+# Workers share out the cores, also for the runs that they start, which would all choose the same.
+if hasattr(os, "sched_setaffinity") and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
+    index, count = int(worker[2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    if own := sorted(os.sched_getaffinity(0))[index::count]:
+        os.sched_setaffinity(0, own)
 # Compiled programs are not kept in the home of whoever runs the tests.
 os.environ["ASYMPO_CACHE"] = tempfile.mkdtemp(prefix="asympo-tests-")
 atexit.register(shutil.rmtree, os.environ["ASYMPO_CACHE"], ignore_errors=True)
