@@ -12,7 +12,6 @@ import os
 import pathlib
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -27,7 +26,6 @@ from asympo_jax.progress import say
 
 _DEFAULT_CONFIG = config_module.__file__
 _CONFIG_FLAG = "config"
-_EXIT_S = interrupts.END_S  # from the last words of a command that failed to its end
 
 _CONFIG_HELP = (
     "A config file, or the config.json of a run; without it, the default config "
@@ -106,13 +104,21 @@ def directory(flag: flags.FlagHolder) -> pathlib.Path:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    """Prints one sentence and ends the process, whatever its other threads are at."""
-    # Python waits for threads at its end; one of a library that writes to a disk may hang.
-    last_resort = threading.Timer(_EXIT_S, os._exit, (code,))
-    last_resort.daemon = True
-    last_resort.start()
+    """Prints one sentence and ends the process."""
     say(f"error: {' '.join(message.split())}")
     sys.exit(code)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    """Prints one sentence and is gone, whatever other threads are at.
+
+    Python's own end would wait for one that writes to a disk that hangs, and pull the ground from
+    under one that compiles.
+    """
+    say(f"error: {' '.join(message.split())}")
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, full, or None
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def _guard(main: Callable[[], None], advice: str, end_s: float) -> None:
@@ -121,11 +127,11 @@ def _guard(main: Callable[[], None], advice: str, end_s: float) -> None:
     try:
         main()
     except RunFailed as error:
-        _end(str(error), error.exit_code)
+        _leave(str(error), error.exit_code)
     except interrupts.Terminated:
-        _end(f"terminated; {advice}", TERMINATED)
+        _leave(f"terminated; {advice}", TERMINATED)
     except KeyboardInterrupt:
-        _end(f"interrupted; {advice}", INTERRUPTED)
+        _leave(f"interrupted; {advice}", INTERRUPTED)
 
 
 def _parse(arguments: list[str]) -> list[str]:

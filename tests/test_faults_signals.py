@@ -168,7 +168,6 @@ def test_a_command_that_failed_ends_with_its_code_although_a_thread_hangs():
         import threading
         from asympo_jax import command
         from asympo_jax.endings import RunFailed
-        command._EXIT_S = 0.1
         threading.Thread(target=time.sleep, args=(3600,)).start()
         say('hangs')
         def main():
