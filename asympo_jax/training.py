@@ -166,7 +166,7 @@ class _Run:
             broker = Broker(
                 config.pacing,
                 config.queue_capacity,
-                checkpointer.ledger(),
+                *checkpointer.tickets(),
                 run_id=self.run_id,
                 admission=self.admission,
                 lease_s=config.lease_s,
@@ -190,7 +190,7 @@ class _Run:
                 # A checkpoint of everything that goes on.
                 needed = config.pacing.versions_to_resume(int(state.update))
                 needed.update(evaluations.outstanding())
-                given = (broker.ledger_json(), self.run_id, self.store, needed)
+                given = (*broker.unsettled(), self.run_id, self.store, needed)
                 checkpointer.save(state, *given, publisher.skipped)
 
             stack.callback(publisher.close, _STOP_TIMEOUT_S)

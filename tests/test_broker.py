@@ -327,7 +327,7 @@ def test_a_resumed_run_leases_what_was_live_and_trains_the_rest_once():
         or not simulation.broker.metrics()["tickets/leased"]
     ):
         simulation.move()
-    ledger = Ledger.from_json(simulation.broker.ledger_json())
+    ledger = Ledger.from_json(simulation.broker.unsettled()[0])
     simulation.broker.close()
     resumed = Simulation(pace, 8, num_samplers=2, seed=4)
     resumed.broker = Broker(pace, 8, ledger)
@@ -335,6 +335,26 @@ def test_a_resumed_run_leases_what_was_live_and_trains_the_rest_once():
     resumed.version = resumed.published = simulation.version
     resumed.run()
     assert simulation.trained + resumed.trained == list(range(pace.num_tickets))
+
+
+@pytest.mark.parametrize("order", ["ticket", "completion"])
+def test_groups_that_were_finished_are_not_sampled_again_in_a_resumed_run(order):
+    pace = pacing(order, lag=1)
+    broker = Broker(pace, capacity=8)
+    broker.open(0)
+    first, second = broker.lease(), broker.lease()
+    broker.submit(second, groups_of(pace, second), 0.0)
+    plain, groups = broker.unsettled()
+    assert [group.ticket for group in groups] == list(pace.tickets_of_lease(second.number))
+    ledger = Ledger.from_json(plain, [group.ticket for group in groups])
+    resumed = Broker(pace, 8, ledger, groups)
+    resumed.open(0)
+    assert resumed.metrics()["queue/depth"] == len(groups)
+    again = resumed.lease()
+    assert again.number == first.number
+    resumed.submit(again, groups_of(pace, again), 0.0)
+    assert resumed.next_batch(1.0)[-1] is groups[-1]
+    assert resumed.lease().number == 2
 
 
 @pytest.mark.parametrize("order", ["ticket", "completion"])

@@ -34,7 +34,7 @@ from asympo_jax.runtime.checkpoint import Checkpointer, CheckpointRefused
 from asympo_jax.runtime.compilation import Compilations
 from asympo_jax.runtime.events import EventWriter
 from asympo_jax.runtime.files import Lines, replace
-from asympo_jax.runtime.ledger import Ledger, Outcome
+from asympo_jax.runtime.ledger import Ledger, LiveTicket, Outcome, TicketState
 from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
 from asympo_jax.runtime.saving import SaveCadence
 from asympo_jax.runtime.snapshots import SnapshotStore
@@ -78,8 +78,37 @@ def ledger_of(update: int) -> dict:
 
 
 def save(checkpointer: Checkpointer, update: int, store: SnapshotStore) -> None:
-    checkpointer.save(state(update), ledger_of(update), "run", store, {1}, skipped=2)
+    checkpointer.save(state(update), ledger_of(update), [], "run", store, {1}, skipped=2)
     checkpointer.wait()
+
+
+def test_finished_groups_come_back_as_they_were_and_what_was_leased_waits(tmp_path, store):
+    ledger = Ledger()
+    ledger.issued, ledger.outcomes[Outcome.TRAINED] = 3, 1
+    ledger.live = {
+        1: LiveTicket(TicketState.FINISHED, 1), 2: LiveTicket(TicketState.LEASED, 1)
+    }  # fmt: skip
+    group = Group(
+        ticket=1,
+        version=1,
+        prompt_S=np.asarray([3, 4], np.int32),
+        response_GT=np.asarray([[5, 6], [7, 0]], np.int32),
+        length_G=np.asarray([2, 1], np.int32),
+        stop_G=np.asarray([0, 1], np.int8),
+        reward_G=np.asarray([0.25, -1e30], np.float32),
+    )
+    checkpointer = Checkpointer(tmp_path, keep=1, is_owner=True)
+    assert checkpointer.tickets() == (None, [])
+    checkpointer.save(state(1), ledger.to_json(), [group], "run", store, {1})
+    checkpointer.wait()
+    found, (again,) = checkpointer.tickets()
+    assert found is not None
+    assert found.live == {
+        1: LiveTicket(TicketState.FINISHED, 1), 2: LiveTicket(TicketState.WAITING)
+    }  # fmt: skip
+    for field in dataclasses.fields(Group):
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(group, field.name))
+    checkpointer.close()
 
 
 # Orbax leaves the event loop of a save that failed to the collector, in whose hands it complains.
@@ -138,7 +167,7 @@ def test_a_checkpoint_that_is_never_written_ends_in_a_sentence_that_names_the_bo
     checkpointer._manager = slow
     for update in (1, 2):  # the next one waits for it, too
         with pytest.raises(CheckpointRefused, match=r"/1: .* within runtime\.stall_s=0\.05"):
-            checkpointer.save(state(update), ledger_of(update), "run", store, {1})
+            checkpointer.save(state(update), ledger_of(update), [], "run", store, {1})
             assert hangs_at == "finish"
             checkpointer.wait()
     checkpointer.close()
@@ -156,7 +185,7 @@ def test_a_checkpoint_that_fails_while_training_goes_on_is_told_after_the_update
     nothing: Any = [None] * 6
     given: Any = [config, build_parts(config), *nothing, Compilations(), print, checkpointer.check]
     learner = make_learner(*given)
-    checkpointer.save(state(1), ledger_of(1), "run", store, {1})
+    checkpointer.save(state(1), ledger_of(1), [], "run", store, {1})
     assert not learner.is_save_due(2)
     slow.go.set()
     with pytest.raises(CheckpointRefused, match=r"/1: .* written .*No space left"):
@@ -178,7 +207,7 @@ def test_a_checkpoint_has_the_snapshots_that_are_still_to_be_read_and_no_others(
     for version in (2, 3):
         store.write(version, {"w": np.full((2, 2), version, np.float32)})
     checkpointer = Checkpointer(tmp_path, keep=1)
-    checkpointer.save(state(3), ledger_of(3), "run", store, {0, 1, 3})
+    checkpointer.save(state(3), ledger_of(3), [], "run", store, {0, 1, 3})
     checkpointer.wait()
     found = checkpointer.restore(state(0), 1).snapshots
     assert {version: params["w"].max() for version, params in found.items()} == {1: 0, 3: 3}
@@ -193,7 +222,7 @@ def test_a_checkpoint_whose_parts_are_of_different_updates_is_refused(
     tmp_path, store, state_of, ledger, words
 ):
     checkpointer = Checkpointer(tmp_path, keep=1)
-    checkpointer.save(state(state_of), ledger_of(ledger), "run", store, {1})
+    checkpointer.save(state(state_of), ledger_of(ledger), [], "run", store, {1})
     checkpointer.wait()
     if state_of == 2:
         (tmp_path / "checkpoints" / "2").rename(tmp_path / "checkpoints" / "3")
@@ -226,7 +255,7 @@ def test_a_state_is_read_without_another_one_in_memory(tmp_path, store):
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(like))
     params = models.init_params(parts.model, jax.random.key(3))
     first = states.first_state(CONFIG, parts, params)
-    checkpointer.save(first, ledger_of(0), "run", store, {1})
+    checkpointer.save(first, ledger_of(0), [], "run", store, {1})
     checkpointer.wait()
     found = checkpointer.restore(like, 1).state
     assert jax.tree.structure(found) == jax.tree.structure(first)

@@ -18,6 +18,7 @@ from asympo_jax.config import default_config, resolve
 from asympo_jax.experiment import build_parts
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.ledger import Ledger
+from asympo_jax.types import Group
 
 NUM_UPDATES, PER_UPDATE, NUM_KILLS = 12, 4, 10
 
@@ -25,17 +26,19 @@ NUM_UPDATES, PER_UPDATE, NUM_KILLS = 12, 4, 10
 class Killed(Simulation):
     """A run that is killed after some updates, and carries on from its newest checkpoint."""
 
-    saved: tuple[int, str, list[int]] = (0, json.dumps(Ledger().to_json()), [])
+    saved: tuple[int, str, list[Group], list[int]] = (0, json.dumps(Ledger().to_json()), [], [])
 
     def save(self) -> None:
         """A checkpoint: it waits until all is published."""
         while self.published < self.version:
             self.publish()
-        self.saved = self.version, json.dumps(self.broker.ledger_json()), list(self.trained)
+        ledger, groups = self.broker.unsettled()
+        self.saved = self.version, json.dumps(ledger), groups, list(self.trained)
 
     def kill(self) -> None:
-        version, ledger, trained = self.saved
-        self.broker = Broker(self.pace, self.capacity, Ledger.from_json(json.loads(ledger)))
+        version, plain, groups, trained = self.saved
+        ledger = Ledger.from_json(json.loads(plain), [group.ticket for group in groups])
+        self.broker = Broker(self.pace, self.capacity, ledger, groups)
         self.broker.open(version)
         self.version = self.published = version
         self.working = [None] * len(self.working)

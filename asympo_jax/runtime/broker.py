@@ -51,6 +51,7 @@ class Broker:
         pacing: order, lag and sizes.
         capacity: bound of the queue.
         ledger: of an earlier run that this one carries on, or a new one.
+        groups: that wait in the queue, of tickets that are finished in the ledger.
         clock: monotonic seconds.
         run_id: of this attempt at the run; what is handed in for another is refused.
         admission: what groups must be; None lets in all that have the right tickets and version.
@@ -62,6 +63,7 @@ class Broker:
         pacing: Pacing,
         capacity: int,
         ledger: Ledger | None = None,
+        groups: Collection[Group] = (),
         clock: Callable[[], float] = time.monotonic,
         *,
         run_id: str = "",
@@ -77,7 +79,7 @@ class Broker:
         self._closed: Closed | None = None
         self._updates = 0  # complete; the next batch is that of this update
         self._version: int | None = None  # newest published, at most `_updates`
-        self._queue: dict[int, Group] = {}
+        self._queue = {group.ticket: group for group in groups}
         self._batch: list[Group] = []
         self._out = Outstanding(pacing, self._ledger, run_id, lease_s, admission)
         self._gone: set[Holder | None] = set()
@@ -236,10 +238,10 @@ class Broker:
         with self._changed:
             return self._closed
 
-    def ledger_json(self) -> dict:
-        """The ledger as plain data, for a checkpoint."""
+    def unsettled(self) -> tuple[dict, list[Group]]:
+        """The ledger as plain data, and finished groups; for a checkpoint."""
         with self._changed:
-            return self._ledger.to_json()
+            return self._ledger.to_json(), [*self._queue.values(), *self._batch]
 
     def count(self, name: str) -> None:
         """Counts something that happened at the door or to a sampler, for `metrics`."""

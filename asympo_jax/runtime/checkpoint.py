@@ -1,8 +1,8 @@
-"""Checkpoints: state, ledger, run identity and the snapshots still to be read, in one commit.
+"""Checkpoints: state, ledger, groups, run identity and snapshots still to be read, in one commit.
 
 Orbax writes a checkpoint beside its name and renames it, so one is complete or absent. Groups that
-were finished but not trained are not stored: their tickets wait again, and in ticket order the
-snapshots of the lag window let them be sampled again exactly.
+are finished and not yet used are stored; tickets whose samplers are at work wait again, and in
+ticket order the snapshots of the lag window let them be sampled again exactly.
 """
 
 import contextlib
@@ -11,16 +11,18 @@ import functools
 import pathlib
 import shutil
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from asympo_jax.learning import TrainState
+from asympo_jax.runtime import wire
 from asympo_jax.runtime.ledger import Ledger
 from asympo_jax.runtime.saving import Writing
 from asympo_jax.runtime.snapshots import SnapshotStore, parameters_sha256
+from asympo_jax.types import Group
 
 # Orbax renames old checkpoints into it before they are deleted: half of one never has its name.
 _DELETED = ".deleted"
@@ -36,7 +38,7 @@ class Restored:
 
     Attributes:
         state: parameters, optimiser, update count; on the base that was given.
-        ledger: every ticket's state; live ones wait again.
+        ledger: every ticket's state.
         run_id: identity of the run.
         skipped: updates in a row, up to this one, that were skipped.
         snapshots: version -> parameters.
@@ -77,7 +79,7 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
             options=options,
-            item_names=("state", "snapshots", "run"),
+            item_names=("state", "snapshots", "groups", "run"),
         )
         self._saved_base_sha256: str | None = None  # hashed once, no update changes it
         self._stall_s = stall_s
@@ -90,6 +92,7 @@ class Checkpointer:
         self,
         state: TrainState,
         ledger: dict,
+        groups: Sequence[Group],
         run_id: str,
         store: SnapshotStore,
         versions: Collection[int],
@@ -102,7 +105,8 @@ class Checkpointer:
 
         Args:
             state: after the update.
-            ledger: of all tickets.
+            ledger: of all tickets, as plain data.
+            groups: of those that are finished.
             run_id: identity of the run.
             store: has the snapshots.
             versions: of them, those that are saved if they are there.
@@ -124,6 +128,7 @@ class Checkpointer:
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(_as_tree(state)),
             snapshots=ocp.args.StandardSave(snapshots),
+            groups=ocp.args.StandardSave({"frame": wire.encode_groups(groups)}),
             run=ocp.args.JsonSave(run),
         )
         begin = functools.partial(self._manager.save, update, args=arguments)
@@ -146,25 +151,31 @@ class Checkpointer:
         """Update of the newest complete checkpoint, None if there is none."""
         return self._manager.latest_step()
 
-    def ledger(self) -> Ledger | None:
-        """The ledger of the newest complete checkpoint, None if there is none."""
+    def tickets(self) -> tuple[Ledger | None, list[Group]]:
+        """Ledger and finished groups of the newest complete checkpoint; none if there is none.
+
+        Raises:
+            CheckpointRefused: they cannot be read.
+        """
         update = self._manager.latest_step()
         if update is None:
-            return None
+            return None, []
         with self._refusing(update, "read"):
-            return Ledger.from_json(self._run(update)["ledger"])
+            arguments = ocp.args.Composite(
+                groups=ocp.args.StandardRestore(), run=ocp.args.JsonRestore()
+            )
+            found = self._manager.restore(update, args=arguments)
+            groups = wire.decode_groups(found["groups"]["frame"])
+            finished = {group.ticket for group in groups}
+            return Ledger.from_json(found["run"]["ledger"], finished), groups
 
     def base_sha256(self) -> str | None:
         """Hash of the base of the adapters in the newest complete checkpoint, None without."""
         update = self._manager.latest_step()
         assert update is not None
         with self._refusing(update, "read"):
-            return self._run(update).get("base_sha256")
-
-    def _run(self, update: int) -> dict[str, Any]:
-        """What a checkpoint holds besides arrays."""
-        arguments = ocp.args.Composite(run=ocp.args.JsonRestore())
-        return self._manager.restore(update, args=arguments)["run"]
+            arguments = ocp.args.Composite(run=ocp.args.JsonRestore())
+            return self._manager.restore(update, args=arguments)["run"].get("base_sha256")
 
     def updates(self) -> list[int]:
         """Updates of the complete checkpoints, ascending."""

@@ -8,7 +8,7 @@ Plain data with checked transitions; no threads, no clocks. The broker owns one 
 import collections
 import dataclasses
 import enum
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -94,17 +94,18 @@ class Ledger:
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Ledger":
-        """The ledger that `to_json` wrote; groups are not stored, so live tickets wait again."""
+    def from_json(cls, data: dict[str, Any], finished: Collection[int] = ()) -> "Ledger":
+        """The ledger that `to_json` wrote; live tickets wait again but those that have groups."""
         ledger = cls()
         ledger.issued = data["issued"]
         ledger.reissued = data["reissued"]
         ledger.outcomes = collections.Counter(
             {Outcome(name): count for name, count in data["outcomes"].items() if count}
         )
-        ledger.live = {
-            int(t): LiveTicket(TicketState.WAITING) for t in sorted(data["live"], key=int)
-        }
+        for ticket, (state, version) in sorted((int(t), live) for t, live in data["live"].items()):
+            is_finished = ticket in finished and state == TicketState.FINISHED
+            kept = (TicketState.FINISHED, version) if is_finished else (TicketState.WAITING,)
+            ledger.live[ticket] = LiveTicket(*kept)
         ledger.check_balance()
         return ledger
 

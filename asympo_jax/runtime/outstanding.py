@@ -42,7 +42,8 @@ class Outstanding:
         self._attempts: collections.Counter[int] = collections.Counter()
         self._out: dict[int, Out] = {}
         # Leases whose tickets are issued but waiting: from an earlier run, or of a lost sampler.
-        self._waiting = sorted({ticket // pacing.prompts_per_lease for ticket in ledger.live})
+        waiting = (t for t, live in ledger.live.items() if live.state is TicketState.WAITING)
+        self._waiting = sorted({ticket // pacing.prompts_per_lease for ticket in waiting})
 
     def __len__(self) -> int:
         """How many are out."""

@@ -137,6 +137,21 @@ def groups_from(data: Any) -> list[Group]:
     return [_group_from(fields) for fields in data]
 
 
+def encode_groups(groups: Sequence[Group]) -> np.ndarray:
+    """Groups as an array of bytes, to be stored."""
+    fields = [group_fields(group) for group in groups]
+    return np.frombuffer(encode({"type": "groups", "groups": fields}), np.uint8)
+
+
+def decode_groups(stored: np.ndarray) -> list[Group]:
+    """The groups that `encode_groups` stored.
+
+    Raises:
+        BadFrame: they are not whole.
+    """
+    return groups_from(decode(stored.tobytes()).get("groups"))
+
+
 def _group_from(data: Any) -> Group:
     """One checked group."""
     if not isinstance(data, dict):
