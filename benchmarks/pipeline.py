@@ -320,7 +320,8 @@ def _serve_learner(arguments: argparse.Namespace) -> None:
             store = (SnapshotStore if side.strip() == "publish" else _Unwritten)(path, "run")
             broker: Any = _EndlessGroups(stopwatch, groups)
             publisher, writer = Publisher(store, broker, 600.0), MetricsWriter(path, 0, False)
-            log = EvaluationLog(EvaluationsHere(lambda *_: {}), writer, lambda *_: None, 1, 1.0)
+            nobody = lambda *_: None  # noqa: E731
+            log = EvaluationLog(EvaluationsHere(lambda *_: {}), writer, nobody, nobody, 1, 1.0)
             learner = make_learner(
                 config, parts, store, broker, publisher, writer, Progress(10**6), log,
                 Compilations(), lambda _: None,

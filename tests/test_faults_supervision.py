@@ -311,7 +311,7 @@ def test_a_run_whose_deadlines_nobody_watches_ends(monkeypatch):
     broker, raised = open_broker(), threading.Event()
     monkeypatch.setattr(threading, "excepthook", lambda given: raised.set())
     monkeypatch.setattr(broker, "take_back_overdue", lambda: 1 // 0)
-    Supervisor(broker, pytest.fail, 0, 0, pytest.fail)
+    Supervisor(broker, lambda holder: pytest.fail(str(holder)), 0, 0, pytest.fail)
     with pytest.raises(Closed, match="watching deadlines: "):
         broker.next_batch(PATIENCE_S)
     assert raised.wait(PATIENCE_S)

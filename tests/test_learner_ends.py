@@ -77,7 +77,7 @@ class Case:
             self.broker.submit(lease, [group(lease.number, lease.version)], 0.0)
 
     def save(self, state: TrainState) -> None:
-        self.saved.append((int(state.update), self.store.versions(), self.broker.ledger_json()))
+        self.saved.append((int(state.update), self.store.versions(), self.broker.unsettled()[0]))
 
     def run(self) -> TrainState:
         try:

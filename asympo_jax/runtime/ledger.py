@@ -103,9 +103,10 @@ class Ledger:
             {Outcome(name): count for name, count in data["outcomes"].items() if count}
         )
         for ticket, (state, version) in sorted((int(t), live) for t, live in data["live"].items()):
-            is_finished = ticket in finished and state == TicketState.FINISHED
-            kept = (TicketState.FINISHED, version) if is_finished else (TicketState.WAITING,)
-            ledger.live[ticket] = LiveTicket(*kept)
+            if ticket in finished and state == TicketState.FINISHED:
+                ledger.live[ticket] = LiveTicket(TicketState.FINISHED, version)
+            else:
+                ledger.live[ticket] = LiveTicket(TicketState.WAITING)
         ledger.check_balance()
         return ledger
 
