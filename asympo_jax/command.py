@@ -21,7 +21,7 @@ from ml_collections import config_flags
 from asympo_jax import config as config_module
 from asympo_jax import interrupts
 from asympo_jax.defaults import default_config
-from asympo_jax.endings import INTERRUPTED, REFUSED, TERMINATED, RunFailed
+from asympo_jax.endings import INTERRUPTED, REFUSED, STOPPED, TERMINATED, RunFailed
 from asympo_jax.progress import say
 
 _DEFAULT_CONFIG = config_module.__file__
@@ -129,7 +129,7 @@ def _guard(main: Callable[[], None], advice: str, end_s: float) -> None:
     except RunFailed as error:
         _leave(str(error), error.exit_code)
     except interrupts.Terminated:
-        _leave(f"terminated; {advice}", TERMINATED)
+        _leave(f"terminated; {advice}", STOPPED if interrupts.is_saved() else TERMINATED)
     except KeyboardInterrupt:
         _leave(f"interrupted; {advice}", INTERRUPTED)
 

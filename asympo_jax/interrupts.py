@@ -44,6 +44,7 @@ class _Ending:
         ask: called on SIGTERM and SIGHUP instead of raising, if there is something to save.
         grace_s: seconds from there to the end of saving.
         asked: whether it was called.
+        saved: whether nothing is left to save.
         told: descriptor that wakes the thread.
     """
 
@@ -53,6 +54,7 @@ class _Ending:
         self.ask: Callable[[], object] | None = None
         self.grace_s = END_S
         self.asked = False
+        self.saved = False
         self.told = -1
 
 
@@ -94,6 +96,7 @@ def asking(ask: Callable[[], object], grace_s: float) -> Iterator[None]:
     _ending.grace_s, _ending.ask = grace_s, ask
     try:
         yield
+        _ending.saved = True
         if _ending.told >= 0:
             os.write(_ending.told, bytes([_SAVED]))
     finally:
@@ -103,6 +106,11 @@ def asking(ask: Callable[[], object], grace_s: float) -> Iterator[None]:
 def is_asked() -> bool:
     """Whether a signal asked the work to come to its end."""
     return _ending.asked
+
+
+def is_saved() -> bool:
+    """Whether a process that is ended now loses nothing."""
+    return _ending.saved
 
 
 @contextlib.contextmanager
@@ -158,7 +166,8 @@ def _leave(number: int, is_saved: bool, words: str) -> None:
     code = INTERRUPTED if is_interrupt else STOPPED if is_saved else TERMINATED
     last_resort = threading.Timer(_LEAVE_S, os._exit, (code,))
     last_resort.daemon = True
-    last_resort.start()
+    with contextlib.suppress(RuntimeError):  # no room for a thread
+        last_resort.start()
     for clean in list(_ending.cleaning):
         with contextlib.suppress(Exception):
             clean()

@@ -115,10 +115,9 @@ def _make_sample(
 ) -> Callable[[], None]:
     """Samples the groups of one update in this process."""
     loop = SamplerLoop(experiment.make_sampler(config, parts, store), broker)
-    pacing = config.pacing
 
     def sample() -> None:
-        for _ in range(pacing.prompts_per_update // pacing.prompts_per_lease):
+        while not broker.has_batch():  # some of it may be there in a resumed run
             loop.work_one()
 
     return sample

@@ -69,6 +69,18 @@ class AnswersNumbers(Digits):
         return 7
 
 
+class RaisesUntilMended(Digits):
+    """Its 60th reward raises, unless there is the file $MENDED."""
+
+    calls = 0
+
+    def reward(self, prompt, text):
+        self.calls += 1
+        if self.calls == 60 and not pathlib.Path(os.environ["MENDED"]).exists():
+            raise RuntimeError("the grader fell over")
+        return super().reward(prompt, text)
+
+
 class NanInSampler(Digits):
     def reward(self, prompt, text):
         return float("nan") if in_sampler() else super().reward(prompt, text)

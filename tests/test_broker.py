@@ -4,6 +4,7 @@ Samplers and learner are simulated by one thread that makes random legal moves; 
 block is never made, so a state in which no move is possible is a deadlock.
 """
 
+import dataclasses
 import functools
 import random
 import threading
@@ -355,6 +356,31 @@ def test_groups_that_were_finished_are_not_sampled_again_in_a_resumed_run(order)
     resumed.submit(again, groups_of(pace, again), 0.0)
     assert resumed.next_batch(1.0)[-1] is groups[-1]
     assert resumed.lease().number == 2
+
+
+def test_a_lease_with_a_group_that_could_not_be_graded_is_sampled_again_by_a_resumed_run():
+    pace = pacing("ticket", lag=1)
+    broker = Broker(pace, capacity=8)
+    broker.open(0)
+    leases = [broker.lease() for _ in range(4)]
+    for number, lease in enumerate(leases):
+        groups = groups_of(pace, lease)
+        if number == 1:
+            failure_G = np.ones_like(groups[0].stop_G)
+            groups = [dataclasses.replace(groups[0], failure_G=failure_G), *groups[1:]]
+        broker.submit(lease, groups, 0.0)
+    broker.next_batch(1.0)  # what is taken and not trained on counts, too
+    plain, groups = broker.unsettled()
+    tickets = {group.ticket for group in groups}
+    assert tickets == {t for lease in (0, 2, 3) for t in pace.tickets_of_lease(lease)}
+    # The room is that of the run before, although there is less for a new one.
+    resumed = Broker(pace, 4, Ledger.from_json(plain, tickets), groups)
+    resumed.open(0)
+    assert not resumed.has_batch()
+    again = resumed.lease()
+    assert again.number == 1
+    resumed.submit(again, groups_of(pace, again), 0.0)
+    assert resumed.has_batch()
 
 
 @pytest.mark.parametrize("order", ["ticket", "completion"])

@@ -238,7 +238,8 @@ def test_the_command_ends_with_one_sentence_and_code_2(runner, tmp_path, flags, 
 
 def test_help_is_no_failure(runner, tmp_path):
     for module in ("train", "evaluate", "sweep", "export", "replay"):
-        done = runner.finish(tmp_path, [sys.executable, "-m", f"asympo_jax.{module}", "--help"])
+        command = [sys.executable, "-m", f"asympo_jax.{module}", "--help"]
+        done = runner.finish_afresh(tmp_path, command)
         assert done.code == 0 and "--workdir" in done.stdout
 
 

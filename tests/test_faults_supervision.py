@@ -15,6 +15,7 @@ from tiny_runs import TINY
 
 from asympo_jax.runtime import wire
 from asympo_jax.runtime.broker import Broker
+from asympo_jax.runtime.checkpoint import Checkpointer
 from asympo_jax.runtime.leases import Closed, Lease, Refused
 from asympo_jax.runtime.sampler import SamplerLoop
 from asympo_jax.runtime.snapshots import SnapshotRefused, SnapshotStore
@@ -457,6 +458,22 @@ def test_a_run_whose_sampler_is_killed_at_any_moment_ends_with_the_same_bits(
     assert last["tickets/trained"] == last["tickets/issued"] == 4 * TINY["prompts_per_update"]
     assert last["tickets/reissued"] >= 3 * 2
     assert last["refused/frame"] == 1, "the submission that was cut short"
+
+
+def test_a_run_whose_grader_broke_goes_on_once_it_is_mended(
+    undisturbed, runner, tmp_path, monkeypatch
+):
+    """Also where a lease of the next update is finished already, as in one process."""
+    monkeypatch.setitem(runner.environment, "MENDED", str(tmp_path / "mended"))
+    fields = {**WHOLE, "task__name": "tasks_for_tests:RaisesUntilMended", "runtime__name": "sync"}
+    broken = runner.train(tmp_path / "run", **fields)
+    assert broken.code == 1 and "the grader fell over" in broken.error
+    checkpointer = Checkpointer(tmp_path / "run", keep=2)
+    _, groups = checkpointer.tickets()
+    checkpointer.close()
+    assert len(groups) == 2, "the first of two leases"
+    (tmp_path / "mended").touch()
+    assert runner.train(tmp_path / "run", **fields).sha == undisturbed.sha
 
 
 def test_a_run_that_has_lost_all_samplers_says_how_and_carries_on_when_called_again(

@@ -134,7 +134,10 @@ class Runner:
             process = FORKS.Process(target=_run, args=given)
             process.start()
             process.join(TIMEOUT_S)
-            assert not process.is_alive(), outputs[1].read_text()
+            if is_late := process.is_alive():
+                process.kill()
+                process.join()
+            assert not is_late, outputs[1].read_text()
             return Finished(workdir, process.exitcode, *(path.read_text() for path in outputs))
 
     def finish_afresh(self, workdir: pathlib.Path, command: Sequence[str]) -> Finished:
@@ -171,10 +174,9 @@ def _run(
     os.environ.clear()
     os.environ.update(environment)
     # jax, which is imported already, has read the environment of another process.
-    if (folder := environment.get("JAX_COMPILATION_CACHE_DIR")) is not None:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    jax.config.update("jax_compilation_cache_dir", environment.get("JAX_COMPILATION_CACHE_DIR"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     for number, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     sys.argv = [module, *arguments]

@@ -5,8 +5,8 @@ Plain Python behind one lock; it knows nothing of processes or transports. Sampl
 `take_back_overdue`. What cannot be answered yet blocks until it can, or raises `Closed` with the
 cause that ended the run; nothing polls.
 
-Two counts say how far the run is: updates that are complete, of which the ledger knows, and the
-newest version published, which samplers may use; it follows when the device is done.
+Two counts say how far the run is: updates complete, of which the ledger knows, and the newest
+version published, which samplers may use; it follows when the device is done.
 
 Everything is bounded where work begins, so nothing that was worked on ever waits at a door or is
 thrown away. A lease starts only if every live ticket can still be trained within the lag, and if
@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import get_args
 
 from asympo_jax.runtime.admission import Admission
-from asympo_jax.runtime.formation import is_lease_in_time, select_batch
+from asympo_jax.runtime.formation import groups_to_keep, is_lease_in_time, select_batch
 from asympo_jax.runtime.leases import (
     Closed,
     Gone,
@@ -72,8 +72,9 @@ class Broker:
     ):
         """An open broker without any version yet."""
         self._pacing = pacing
-        self._capacity = capacity
         self._ledger = ledger or Ledger()
+        # Live tickets of an earlier run keep the room that they had, if it had more.
+        self._capacity = max(capacity, len(self._ledger.live))
         self._clock = clock
         self._changed = threading.Condition()
         self._closed: Closed | None = None
@@ -103,9 +104,14 @@ class Broker:
             Gone: the holder has left.
         """
         with self._changed:
-            version = self._wait_for_lease(holder)
+            while not (self._closed or holder in self._gone or self._may_lease()):
+                self._changed.wait()  # without a deadline: the learner's `next_batch` has one
+            self.raise_if_closed()
+            if holder in self._gone:
+                raise Gone(holder)
+            assert self._version is not None
             self._changed.notify_all()  # there is a new deadline
-            return self._out.give(version, holder, self._clock())
+            return self._out.give(self._version, holder, self._clock())
 
     def submit(self, lease: Lease, groups: Sequence[Group], busy_s: float) -> None:
         """Puts a lease's groups into the room that was reserved for them; never blocks.
@@ -161,6 +167,11 @@ class Broker:
             self._changed.notify_all()
             return overdue
 
+    def has_batch(self) -> bool:
+        """Whether the groups of the next update are there."""
+        with self._changed:
+            return self._select() is not None
+
     def next_batch(self, timeout_s: float) -> list[Group]:
         """The groups of the next update, in order of their tickets; blocks until they are there.
 
@@ -171,8 +182,7 @@ class Broker:
         with self._changed:
             deadline, before, batch = 0.0, None, self._select()
             while self._closed is None and batch is None:
-                # Samplers may wait for a version, so they have the whole time once it is there.
-                # So has one that takes over from another; how often that can be is bounded.
+                # A new version gives the whole time anew, and so does a sampler that takes over.
                 now = (len(self._queue), self._version, self._ledger.reissued)
                 if now != before:
                     deadline, before = self._clock() + timeout_s, now
@@ -235,13 +245,13 @@ class Broker:
     @property
     def closed(self) -> Closed | None:
         """The end of the run, None while it goes on."""
-        with self._changed:
-            return self._closed
+        return self._closed
 
     def unsettled(self) -> tuple[dict, list[Group]]:
         """The ledger as plain data, and finished groups; for a checkpoint."""
         with self._changed:
-            return self._ledger.to_json(), [*self._queue.values(), *self._batch]
+            kept = groups_to_keep(self._pacing, [*self._queue.values(), *self._batch])
+            return self._ledger.to_json(), kept
 
     def count(self, name: str) -> None:
         """Counts something that happened at the door or to a sampler, for `metrics`."""
@@ -266,23 +276,13 @@ class Broker:
         with self._changed:
             return self._sampled
 
-    def _wait_for_lease(self, holder: Holder | None) -> int:
-        """The newest version once a lease may start; the learner's `next_batch` has a deadline."""
-        self._changed.wait_for(lambda: self._closed or holder in self._gone or self._may_lease())
-        self.raise_if_closed()
-        if holder in self._gone:
-            raise Gone(holder)
-        assert self._version is not None
-        return self._version
-
     def _may_lease(self) -> bool:
         """Whether another lease can start within the bounds on lag and queue."""
         number, pacing = self._out.next_number, self._pacing
         if self._version is None or number is None:
             return False
-        if len(self._queue) + (len(self._out) + 1) * pacing.prompts_per_lease > self._capacity:
-            return False
-        return is_lease_in_time(
+        held = len(self._queue) + (len(self._out) + 1) * pacing.prompts_per_lease
+        return held <= self._capacity and is_lease_in_time(
             pacing, self._ledger, number, self._out.is_next_live, self._version, self._updates
         )
 

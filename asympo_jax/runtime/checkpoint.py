@@ -161,11 +161,11 @@ class Checkpointer:
         if update is None:
             return None, []
         with self._refusing(update, "read"):
-            arguments = ocp.args.Composite(
-                groups=ocp.args.StandardRestore(), run=ocp.args.JsonRestore()
-            )
-            found = self._manager.restore(update, args=arguments)
-            groups = wire.decode_groups(found["groups"]["frame"])
+            items: dict[str, Any] = {"run": ocp.args.JsonRestore()}
+            if has_groups := (self._manager.directory / str(update) / "groups").exists():
+                items["groups"] = ocp.args.StandardRestore()  # an older run did not store them
+            found = self._manager.restore(update, args=ocp.args.Composite(**items))
+            groups = wire.decode_groups(found["groups"]["frame"]) if has_groups else []
             finished = {group.ticket for group in groups}
             return Ledger.from_json(found["run"]["ledger"], finished), groups
 
@@ -259,8 +259,9 @@ class Checkpointer:
         if self._writing is None:
             return
         self._writing.join(self._stall_s if timeout_s is None else timeout_s)
+        is_late = self._writing.is_alive()
         self.check()
-        if self._writing.is_alive():
+        if is_late:
             self._is_stuck = True
             raise CheckpointRefused(
                 f"{self._manager.directory / str(self._writing.update)}: this checkpoint was not "

@@ -4,7 +4,7 @@ Updates are numbered from 0; update n turns version n into n + 1.
 """
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from asympo_jax.runtime.ledger import Ledger
 from asympo_jax.runtime.tickets import Pacing
@@ -50,6 +50,16 @@ def select_batch(
     if not _is_rest_in_time(pacing, ledger, set(chosen), update):
         return None
     return [queue[ticket] for ticket in sorted(chosen)]
+
+
+def groups_to_keep(pacing: Pacing, groups: Sequence[Group]) -> list[Group]:
+    """Of finished groups those that a resumed run need not sample again: graded, by whole leases.
+
+    One that could not be graded is tried again: what was wrong may have been mended.
+    """
+    size = pacing.prompts_per_lease
+    failed = {group.ticket // size for group in groups if not group.is_graded}
+    return [group for group in groups if group.ticket // size not in failed]
 
 
 def _is_rest_in_time(pacing: Pacing, ledger: Ledger, chosen: set[int], update: int) -> bool:

@@ -190,9 +190,11 @@ class Learner:
         """What needs the newest update: its evaluation and its checkpoint."""
         published = self.publisher.wait()
         more, is_last = {}, version == self.pacing.num_updates
-        if self.cadence.is_evaluated(version) and not is_last:
-            more = {"eval/left_out": not self.evaluations.request(version, state.policy)}
-        self._account(published, more)
+        try:
+            if self.cadence.is_evaluated(version) and not is_last:
+                more = {"eval/left_out": not self.evaluations.request(version, state.policy)}
+        finally:
+            self._account(published, more)
         if is_saved and not is_last:
             self.save(state)
 
