@@ -50,6 +50,19 @@ def test_an_empty_field_and_jaxs_own_variable_keep_nothing_here(
     assert cache_directory() == before
 
 
+def test_a_directory_that_others_may_write_or_put_there_is_not_used(own_settings, tmp_path):
+    place = keep_compiled(str(tmp_path))
+    assert place is not None
+    place.chmod(0o770)
+    assert keep_compiled(str(tmp_path)) is None
+    place.rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").chmod(0o700)
+    place.symlink_to(tmp_path / "elsewhere")
+    assert keep_compiled(str(tmp_path)) is None
+    place.unlink()
+    assert keep_compiled(str(tmp_path)) == place
+
+
 def test_the_oldest_programs_go_when_there_is_no_room(own_settings, tmp_path, monkeypatch):
     place = keep_compiled(str(tmp_path))
     assert place is not None

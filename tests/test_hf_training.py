@@ -62,10 +62,11 @@ def fields(hf_dir: pathlib.Path, gsm8k: pathlib.Path) -> dict[str, object]:
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
 def trained(request, runner, gsm8k, tmp_path_factory):
-    """(Directory, finished run, exported directory) of a family."""
+    """(Directory, finished run, exported directory) of a family; one of them has samplers."""
     folder = tmp_path_factory.mktemp(request.param)
     write_tiny(folder / "hf", request.param)
-    run = runner.train(folder / "run", **fields(folder / "hf", gsm8k))
+    name = "local" if request.param == "qwen3" else "sync"
+    run = runner.train(folder / "run", **fields(folder / "hf", gsm8k), runtime__name=name)
     assert run.code == 0, run.stderr
     command = [sys.executable, "-m", "asympo_jax.export", f"--workdir={folder / 'run'}"]
     done = runner.finish(folder / "run", [*command, f"--out={folder / 'out'}"])
@@ -209,7 +210,7 @@ def test_configs_of_real_models_resolve_and_refuse_unknown_variants():
 def test_the_tiny_variant_of_a_config_is_trained(name, runner, gsm8k, tmp_path):
     write_tiny(tmp_path / "hf", REAL[name])
     flags = ["num_updates=1", f"model.hf_dir={tmp_path / 'hf'}", f"task.data_dir={gsm8k}"]
-    flags += ["eval.process=False", "eval.num_prompts=4"]
+    flags += ["runtime.name=sync", "eval.process=False", "eval.num_prompts=4"]
     command = [sys.executable, "-m", "asympo_jax.train", f"--workdir={tmp_path / 'run'}"]
     command += [f"--config={CONFIGS / name}.py:tiny", *(f"--config.{flag}" for flag in flags)]
     run = runner.finish(tmp_path / "run", command)

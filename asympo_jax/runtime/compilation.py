@@ -12,6 +12,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import stat
 from collections.abc import Callable
 
 import jax
@@ -34,7 +35,8 @@ def keep_compiled(directory: str | None) -> pathlib.Path | None:
             nowhere. Where jax's own variable says it, that stays.
 
     Returns:
-        The directory of this kind of host, None if nothing is kept here.
+        The directory of this kind of host, None if nothing is kept here: also where others own or
+        may write it, as what is in it is run.
     """
     if directory == "" or os.environ.get(_USERS_OWN):
         return None
@@ -42,6 +44,8 @@ def keep_compiled(directory: str | None) -> pathlib.Path | None:
         path = _default_directory() if directory is None else pathlib.Path(directory)
         path = path / _host_kind()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_private(path):
+            return None
         _drop_oldest(path, _MAX_BYTES)
     except (OSError, RuntimeError):  # no home, or one that cannot be written
         return None
@@ -49,6 +53,13 @@ def keep_compiled(directory: str | None) -> pathlib.Path | None:
     if _USERS_OWN_TIME not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_TIME_S)
     return path
+
+
+def _is_private(path: pathlib.Path) -> bool:
+    """Whether a path is a directory that its user alone may write."""
+    found = path.lstat()
+    is_own = found.st_uid == os.getuid() and not found.st_mode & 0o022
+    return stat.S_ISDIR(found.st_mode) and is_own
 
 
 class Compilations:
