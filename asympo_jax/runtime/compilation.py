@@ -163,9 +163,9 @@ def _drop_oldest(directory: pathlib.Path, max_bytes: int) -> None:
         with contextlib.suppress(FileNotFoundError):
             if path.is_file():
                 entries.append((path.stat(), path))
-    size = sum(stat.st_size for stat, _ in entries)
-    for stat, path in sorted(entries, key=lambda entry: entry[0].st_mtime):
+    size = sum(status.st_size for status, _ in entries)
+    for status, path in sorted(entries, key=lambda entry: entry[0].st_mtime):
         if size <= max_bytes:
             return
         path.unlink(missing_ok=True)
-        size -= stat.st_size
+        size -= status.st_size
