@@ -17,8 +17,6 @@ table and, as its last line, JSON.
 """
 
 import argparse
-import contextlib
-import itertools
 import json
 import os
 import pathlib
@@ -27,29 +25,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from importlib import metadata
 from typing import Any
 
-import jax
+import pipeline_roles
 
-from asympo_jax import experiment
-from asympo_jax.config import resolve
-from asympo_jax.defaults import default_config
-from asympo_jax.learning import init_state, make_optimizer
-from asympo_jax.loops import make_learner
-from asympo_jax.progress import Progress
-from asympo_jax.runtime import placement, wire
-from asympo_jax.runtime.compilation import Compilations, keep_compiled
-from asympo_jax.runtime.evaluations import EvaluationLog, EvaluationsHere
-from asympo_jax.runtime.leases import Closed, Lease, SamplingTotals
-from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
-from asympo_jax.runtime.publisher import Publisher
-from asympo_jax.runtime.sampler import SamplerLoop
-from asympo_jax.runtime.snapshots import SnapshotStore
+from asympo_jax.runtime.metrics import read_metrics
 
 LAGS, SAMPLERS = (0, 1, 2, 4, 8), (1, 2)
-SKIPPED = 4  # updates or batches at the start of a measurement
 UPDATES = 83  # of a real run, whose last 40 count; its metrics are means over 20
 
 
@@ -67,7 +50,7 @@ def main() -> None:
     parser.add_argument("--role", choices=("sampler", "learner"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.role:
-        (_serve_sampler if arguments.role == "sampler" else _serve_learner)(arguments)
+        pipeline_roles.SERVE[arguments.role](arguments)
         return
     rows = measure(arguments)
     for name, value in rows.items():
@@ -122,7 +105,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def _run(arguments: argparse.Namespace, **fields: Any) -> tuple[float, float, float]:
     """A real run: its own ideal fraction, seconds an update, trained tokens a second."""
     with tempfile.TemporaryDirectory() as directory:
-        given = {**_shape(arguments), "num_updates": UPDATES, **fields}
+        given = {**pipeline_roles.shape(arguments), "num_updates": UPDATES, **fields}
         flags = [f"--config.{name}={value}" for name, value in given.items()]
         command = [sys.executable, "-m", "asympo_jax.train", f"--workdir={directory}/run", *flags]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -135,33 +118,6 @@ def _run(arguments: argparse.Namespace, **fields: Any) -> tuple[float, float, fl
     update_s = statistics.mean(line["time/update_s"] for line in windows)
     tokens = statistics.mean(line["throughput/trained_tokens_per_s"] for line in windows)
     return result["pipeline/ideal_fraction"], update_s, tokens
-
-
-def _shape(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The config of all runs."""
-    return {
-        "model.width": arguments.width,
-        "model.head_width": arguments.width // 4,
-        "model.mlp_width": 3 * arguments.width,
-        "prompts_per_update": arguments.prompts,
-        "sampler.max_response_tokens": arguments.response,
-        "warmup.num_steps": 0,
-        # Nothing is learnt, so that responses stay as long as those of the roles alone.
-        "optimizer.learning_rate": 1e-9,
-        "eval.every_updates": 0,
-        "eval.num_prompts": 32,
-        "eval.process": False,
-        "checkpoint.every_updates": 0,
-        "log.rollouts_every_updates": 0,
-        "log.tensorboard": False,
-    }
-
-
-def _resolved(arguments: argparse.Namespace) -> Any:
-    """The experiment of a process that is measured."""
-    config = default_config()
-    config.update_from_flattened_dict({**_shape(arguments), "num_updates": 10**6})
-    return resolve(config)
 
 
 class _Role:
@@ -205,142 +161,6 @@ class _Role:
         """Lets it work; median seconds an update."""
         self.begin(side)
         return self.end()
-
-
-class _Stopwatch:
-    """Ends a loop after some seconds, and knows when its turns began."""
-
-    def __init__(self, seconds: float):
-        self._times: list[float] = []
-        self._cpu_times: list[float] = []
-        self._seconds = seconds
-
-    def turn(self) -> None:
-        """A turn begins.
-
-        Raises:
-            Closed: the time is up.
-        """
-        self._times.append(time.monotonic())
-        self._cpu_times.append(time.process_time())
-        enough = len(self._times) > SKIPPED + 2
-        if enough and self._times[-1] - self._times[SKIPPED] > self._seconds:
-            raise Closed(None)
-
-    def medians(self) -> str:
-        """Median seconds a turn of the clock and of CPU time, the first ones left out."""
-        pairs = (itertools.pairwise(times[SKIPPED:]) for times in (self._times, self._cpu_times))
-        return " ".join(str(statistics.median(b - a for a, b in each)) for each in pairs)
-
-
-class _EndlessLeases:
-    """A source of leases that are always there, each with another snapshot than the last."""
-
-    def __init__(self, stopwatch: _Stopwatch):
-        self._stopwatch = stopwatch
-        self._number = 0
-
-    def lease(self) -> Lease:
-        """The next lease."""
-        self._stopwatch.turn()
-        self._number += 1
-        return Lease(self._number, 0, self._number % 2)
-
-    def submit(self, lease: Lease, groups: Any, busy_s: float) -> None:
-        """Makes the frame that a run would send."""
-        wire.encode({"type": "submit", "groups": [wire.group_fields(group) for group in groups]})
-
-
-class _EndlessGroups:
-    """A broker whose batches are always there, until the time is up."""
-
-    closed = Closed(None)  # where it is asked, in good order
-
-    def __init__(self, stopwatch: _Stopwatch, groups: Any):
-        self._stopwatch = stopwatch
-        self._groups = groups
-
-    def next_batch(self, timeout_s: float) -> Any:
-        """The same batch again."""
-        self._stopwatch.turn()
-        return self._groups
-
-    def complete(self, version: int, trained: Any) -> None:
-        """Nothing to account for."""
-
-    def publish(self, version: int) -> None:
-        """Nobody waits for it."""
-
-    def close(self, cause: str | None = None) -> None:
-        """Nobody waits."""
-
-    def metrics(self) -> dict[str, float]:
-        """None."""
-        return {}
-
-    def sampling_totals(self) -> SamplingTotals:
-        """None."""
-        return SamplingTotals()
-
-
-class _Unwritten(SnapshotStore):
-    """A store that keeps nothing and makes no copies."""
-
-    def copied(self, params: Any) -> Any:
-        """Nothing."""
-
-    def write(self, version: int, params: Any) -> None:
-        """Nothing."""
-
-
-def _serve_sampler(arguments: argparse.Namespace) -> None:
-    """Samples whenever a line comes in."""
-    config, parts, params = _start(arguments, 1)
-    with tempfile.TemporaryDirectory() as directory:
-        store = SnapshotStore(directory, "run")
-        for version in (0, 1):
-            store.write(version, params)
-        for _ in sys.stdin:
-            stopwatch = _Stopwatch(arguments.seconds)
-            sampler = experiment.make_sampler(config, parts, store)
-            SamplerLoop(sampler, _EndlessLeases(stopwatch)).run(sys.exit)
-            print(stopwatch.medians(), flush=True)
-
-
-def _serve_learner(arguments: argparse.Namespace) -> None:
-    """Trains whenever a line comes in."""
-    config, parts, params = _start(arguments, 0)
-    needs, key = config.objective.needs, jax.random.key(0)
-    with tempfile.TemporaryDirectory() as directory:
-        path = pathlib.Path(directory)
-        sampler = experiment.make_sampler(config, parts, SnapshotStore(path, "run"))
-        groups = sampler.work(Lease(0, 0, 0), params)
-        for side in sys.stdin:
-            stopwatch = _Stopwatch(arguments.seconds)
-            store = (SnapshotStore if side.strip() == "publish" else _Unwritten)(path, "run")
-            broker: Any = _EndlessGroups(stopwatch, groups)
-            publisher, writer = Publisher(store, broker, 600.0), MetricsWriter(path, 0, False)
-            nobody = lambda *_: None  # noqa: E731
-            log = EvaluationLog(EvaluationsHere(lambda *_: {}), writer, nobody, nobody, 1, 1.0)
-            learner = make_learner(
-                config, parts, store, broker, publisher, writer, Progress(10**6), log,
-                Compilations(), lambda _: None,
-            )  # fmt: skip
-            with contextlib.suppress(Closed):
-                learner.run(init_state(parts.model, make_optimizer(config.optimizer), key, needs))
-            publisher.close(10.0)
-            writer.close()
-            print(stopwatch.medians(), flush=True)
-
-
-def _start(arguments: argparse.Namespace, half: int) -> tuple[Any, Any, Any]:
-    """Pins this process as a run would; config, parts and parameters."""
-    placement.pin(placement.split_cores(placement.available_cores())[half])
-    keep_compiled(None)
-    config = _resolved(arguments)
-    parts = experiment.build_parts(config)
-    state = init_state(parts.model, make_optimizer(config.optimizer), jax.random.key(0))
-    return config, parts, state.params
 
 
 def _machine() -> dict[str, Any]:
