@@ -12,6 +12,7 @@ import os
 import pathlib
 import platform
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -40,9 +41,7 @@ _FREE = (
 _TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 
 # What a run that was killed leaves half written; others may be at work on other names.
-_PARTIAL = re.compile(
-    r"\.((config\.json|result\.json|metrics\.jsonl|update_\d+\.jsonl)\.|write-)\d+"
-)
+_PARTIAL = re.compile(r"\.(config\.json|result\.json|metrics\.jsonl|update_\d+\.jsonl)\.\d+")
 
 # What `result.json` must have.
 _RESULT = {
@@ -137,9 +136,8 @@ def check_writable(field: str, directory: pathlib.Path) -> None:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".write-{os.getpid()}"
-        probe.touch()
-        probe.unlink(missing_ok=True)
+        with tempfile.TemporaryFile(dir=directory):  # without a name, which a kill would leave
+            pass
         list(directory.iterdir())
     except OSError as error:
         raise _refusal(

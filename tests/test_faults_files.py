@@ -283,7 +283,7 @@ def test_an_old_checkpoint_loses_its_name_before_it_is_deleted(tmp_path, store, 
 
 def test_what_a_killed_run_left_half_written_is_removed_by_the_next_and_nothing_else(tmp_path):
     (tmp_path / "rollouts").mkdir()
-    gone = [".config.json.12", ".metrics.jsonl.3", ".result.json.3", ".write-45"]
+    gone = [".config.json.12", ".metrics.jsonl.3", ".result.json.3"]
     gone += ["rollouts/.update_00000002.jsonl.7"]
     kept = [
         ".lock",
@@ -524,7 +524,7 @@ def test_what_may_pass_is_a_failure_that_is_tried_again_and_no_wrong_input(
 
     calls = [
         ("fcntl.flock", lambda: workdirs.lock(tmp_path)),
-        ("pathlib.Path.touch", lambda: workdirs.check_writable("workdir", tmp_path)),
+        ("tempfile.TemporaryFile", lambda: workdirs.check_writable("workdir", tmp_path)),
         ("asympo_jax.workdirs.replace", lambda: workdirs.prepare(tmp_path, CONFIG)),
     ]
     for name, call in calls:
