@@ -93,41 +93,23 @@ def test_a_second_signal_cleans_up_and_ends_at_once(tmp_path, first, second, cod
     assert not precious.exists()
 
 
-def test_a_closing_terminal_may_send_its_signal_twice():
-    started = program("""
-        interrupts.install('carry on', 3600.0)
-        with interrupts.asking(lambda: say('asked'), 3600.0):
-            say('hangs')
-            sys.stdin.readline()
-            for _ in range(1000):  # so that the thread has heard of some
-                os.kill(os.getpid(), signal.SIGHUP)
-                time.sleep(0)
-        sys.exit(75 if interrupts.is_asked() else 1)
-    """)
-    assert started.stdin is not None and started.stdout is not None
-    started.send_signal(signal.SIGHUP)
-    assert started.stdout.readline() == "asked\n"
-    started.send_signal(signal.SIGHUP)
-    started.stdin.write("the end\n")
-    started.communicate(timeout=TIMEOUT_S)
-    assert started.returncode == 75
-
-
-def test_a_scheduler_and_a_wrapper_may_send_the_same_signal_at_the_same_time():
-    started = program("""
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
+def test_a_terminal_may_send_its_signal_twice_and_a_scheduler_and_a_wrapper_theirs_at_once(name):
+    started = program(f"""
         interrupts._SAME_S = 3600.0
         interrupts.install('carry on', 3600.0)
         with interrupts.asking(lambda: say('asked'), 3600.0):
             say('hangs')
             sys.stdin.readline()
             for _ in range(1000):  # so that the thread has heard of some
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.{name})
                 time.sleep(0)
         sys.exit(75 if interrupts.is_asked() else 1)
     """)
     assert started.stdin is not None and started.stdout is not None
-    started.send_signal(signal.SIGTERM)
+    started.send_signal(signal.Signals[name])
     assert started.stdout.readline() == "asked\n"
+    started.send_signal(signal.Signals[name])
     started.stdin.write("the end\n")
     started.communicate(timeout=TIMEOUT_S)
     assert started.returncode == 75
