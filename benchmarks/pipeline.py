@@ -18,9 +18,7 @@ table and, as its last line, JSON.
 
 import argparse
 import json
-import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,6 +27,7 @@ from importlib import metadata
 from typing import Any
 
 import pipeline_roles
+import tables
 
 from asympo_jax.runtime.metrics import read_metrics
 
@@ -164,13 +163,9 @@ class _Role:
 
 
 def _machine() -> dict[str, Any]:
-    """Versions and cores."""
-    return {
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("jax", "jaxlib")},
-    }
+    """Machine and versions."""
+    versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
+    return tables.machine() | versions
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import contextlib
 import json
 import os
 import pathlib
-import platform
 import random
 import shutil
 import signal
@@ -29,6 +28,7 @@ from typing import Any
 
 import soak_faults
 import soak_watch
+import tables
 from soak_run import ALONE, LOCAL, Places
 
 _FOREVER = 10_000_000  # updates
@@ -109,13 +109,9 @@ def _play(soaked: soak_watch.Soak, seed: int, deadline: float) -> None:
 
 
 def _machine() -> dict[str, Any]:
-    """Versions and cores."""
-    return {
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("jax", "jaxlib", "orbax-checkpoint")},
-    }
+    """Machine and versions."""
+    versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "orbax-checkpoint")}
+    return tables.machine() | versions
 
 
 if __name__ == "__main__":
