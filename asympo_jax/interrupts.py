@@ -89,10 +89,13 @@ def raise_if_received() -> None:
 def asking(ask: Callable[[], object], grace_s: float) -> Iterator[None]:
     """Within it SIGTERM and SIGHUP call `ask` and raise nothing; at its end all must be saved.
 
+    What a signal asked for before, and whose exception was swallowed, is raised first.
+
     Args:
         ask: makes the work come to its end; called in the main thread, wherever that is.
         grace_s: seconds from the signal to the end of this context.
     """
+    raise_if_received()
     _ending.grace_s, _ending.ask = grace_s, ask
     try:
         yield

@@ -360,7 +360,8 @@ def test_a_signal_that_a_destructor_swallows_ends_the_run_all_the_same(runner, t
     run = runner.train(tmp_path / "run", num_updates=50, **fields)
     assert "Exception ignored" in run.stderr
     assert run.code == 143
-    assert len(metrics_lines(run.workdir)) < 5
+    assert "not in time" not in run.stderr, "by itself, and not by the thread that watches"
+    assert len(metrics_lines(run.workdir)) <= 1, "of the evaluation before training"
 
 
 def test_a_local_run_has_no_listening_socket(runner, tmp_path):
