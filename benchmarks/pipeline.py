@@ -10,10 +10,10 @@ own on the cores that they have in a run: each alone, and both at work at the sa
 each other's results (contention: caches, memory, the kernel). Then real runs of `train`, in turns,
 of the shapes of configs/arithmetic.py from random parameters: asynchronous at lag 2 with a queue of
 one batch and one sampler on its own core, and the synchronous loop, which has the learner's core
-alone. A published snapshot is measured in pairs of a learner that publishes every update and one
-that publishes none, also in CPU time, which other work disturbs less. Last, time of an update by
-lag and number of samplers with the default queue. Everything is a median over the repeats. Prints a
-table and, as its last line, JSON.
+alone. A published snapshot is measured in one learner that publishes in every second block of ten
+updates, each block beside those around it, also in CPU time, which other work disturbs less. Last,
+time of an update by lag and number of samplers with the default queue. Everything is a median over
+the repeats. Prints a table and, as its last line, JSON.
 """
 
 import argparse
@@ -65,13 +65,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         found.setdefault(name, []).append(value)
 
     with _Role("sampler", arguments) as sampler, _Role("learner", arguments) as learner:
-        for repeat in range(arguments.repeats):
-            sides = [("publish", "silent"), ("silent", "publish")][repeat % 2]
-            add("alone/sampler_s", sampler.seconds("publish")[0])
-            taken = {side: learner.seconds(side) for side in sides}
-            add("alone/learner_s", taken["publish"][0])
-            for kind, name in enumerate(("snapshot/cost", "snapshot/cost_in_cpu_time")):
-                add(name, taken["publish"][kind] / taken["silent"][kind] - 1.0)
+        for _ in range(arguments.repeats):
+            add("alone/sampler_s", sampler.measured("publish")[0])
+            add("alone/learner_s", learner.measured("publish")[0])
+            costs = zip(("cost", "cost_in_cpu_time"), learner.measured("in turn"), strict=True)
+            for name, cost in costs:
+                add(f"snapshot/{name}", cost)
             sampler.begin("publish")
             learner.begin("publish")
             add("together/sampler_s", sampler.end()[0])
@@ -135,7 +134,7 @@ class _Role:
             text=True,
             bufsize=1,
         )
-        self.seconds("publish")  # compilation
+        self.measured("publish")  # compilation
 
     def __enter__(self) -> "_Role":
         return self
@@ -151,13 +150,13 @@ class _Role:
         self._process.stdin.write(side + "\n")
 
     def end(self) -> tuple[float, float]:
-        """Waits for its median seconds an update: of the clock, and of CPU time."""
+        """Waits for what it measured: of the clock, and of CPU time."""
         assert self._process.stdout is not None
-        wall_s, cpu_s = self._process.stdout.readline().split()
-        return float(wall_s), float(cpu_s)
+        wall, cpu = self._process.stdout.readline().split()
+        return float(wall), float(cpu)
 
-    def seconds(self, side: str) -> tuple[float, float]:
-        """Lets it work; median seconds an update."""
+    def measured(self, side: str) -> tuple[float, float]:
+        """Lets it work; median seconds an update, or what a snapshot adds to one as a share."""
         self.begin(side)
         return self.end()
 
