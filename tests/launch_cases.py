@@ -49,7 +49,7 @@ class Clone:
         )
         return self.add_tool(name, text)
 
-    def run(self, script: str, *args: str, cwd: Path | None = None, **variables: str):
+    def run(self, script: str, *args: str, cwd: Path | str | None = None, **variables: str):
         self.calls.write_text("")
         return subprocess.run(
             ["bash", str(self.root / "launch" / script), *args],

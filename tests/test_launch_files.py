@@ -18,7 +18,8 @@ ROOT = LAUNCH.parent
 SHELLCHECK = str(Path(sys.executable).with_name("shellcheck"))
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 DOCUMENTS = [ROOT / "README.md", ROOT / "docs/launching.md", LAUNCH / "colab.md"]
-SAVING_S = default_config().checkpoint.grace_s + interrupts.END_S
+CONFIG: Any = default_config()
+SAVING_S = CONFIG.checkpoint.grace_s + interrupts.END_S
 
 
 def advice_of_codes() -> dict[int, str]:
