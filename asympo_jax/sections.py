@@ -1,7 +1,6 @@
 """The sections of a config as frozen dataclasses; each refuses values out of range."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -167,8 +166,9 @@ class RewardConfig:
     def __post_init__(self):
         """Refuses values outside their range."""
         _require(self, "reward", lambda x: x >= 0, "must not be negative", "overlong_buffer")
+        # So that it takes no reward beyond the largest one allowed.
         _require(
-            self, "reward", lambda x: 0 <= x < math.inf, "must not be negative", "overlong_penalty"
+            self, "reward", lambda x: 0 <= x <= 1e6, "must be from 0 to 1000000", "overlong_penalty"
         )
         if self.num_processes is not None and not 0 <= self.num_processes <= 1024:
             raise ValueError(f"reward.num_processes={self.num_processes}: must be from 0 to 1024")
