@@ -146,11 +146,11 @@ class RewardConfig:
         function: import path of a function (prompt, response text) -> reward; None for the task's.
         overlong_buffer: tokens before the longest response over which a penalty rises; 0 for none.
         overlong_penalty: subtracted from the reward of a response of the longest length.
-        num_processes: that a sampler grades with; 0 grades in the sampler itself, None leaves it to
-            the task.
+        num_processes: that a sampler grades with; 0 grades in the sampler itself. None for one,
+            but 0 for the cheap tasks of this package with their own rewards.
         deadline_s: seconds that one grading in a process may take.
         max_failed_share: of recent groups, those that may have a response that could not be graded;
-            a run in which they are more ends.
+            a run in which they are more ends; with 1 none does.
         isolate: whether each grading in a process begins with the state that the task was made
             with, whatever the ones before did to it, at the price of a fork each.
     """
