@@ -20,7 +20,7 @@ from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.sampling import DrawParams, EngineConfig, Evaluator, draw_params
 from asympo_jax.sections import RewardConfig
 from asympo_jax.settings import ExperimentConfig
-from asympo_jax.tasks import Task, is_of_package, make_task
+from asympo_jax.tasks import Task, is_of_package, make_task, prompts_sha256
 from asympo_jax.types import Prompt
 
 
@@ -32,6 +32,7 @@ class Parts:
         task: prompts, rewards, tokenizer.
         grader: rewards as training sees them.
         correct: which responses are right, in the evaluation; None to ask the task.
+        prompts_sha256: of the task's prompts.
         model: the decoder's shape.
         engine: shapes of a lease.
     """
@@ -41,6 +42,7 @@ class Parts:
     model: ModelConfig
     engine: EngineConfig
     correct: Callable[[Sequence[tuple[Prompt, str]]], list[bool]] | None
+    prompts_sha256: str
 
 
 def build_parts(config: ExperimentConfig) -> Parts:
@@ -87,6 +89,7 @@ def build_parts(config: ExperimentConfig) -> Parts:
         model=model,
         engine=engine,
         correct=None if pool is None else functools.partial(_are_correct, pool),
+        prompts_sha256=prompts_sha256(task),
     )
 
 

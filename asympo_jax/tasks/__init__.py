@@ -2,6 +2,7 @@
 
 from asympo_jax.tasks.base import Task
 from asympo_jax.tasks.checked import RewardError, answer_of, is_correct, reward_of
+from asympo_jax.tasks.fingerprint import prompts_sha256
 from asympo_jax.tasks.registry import is_of_package, make_task
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "is_correct",
     "is_of_package",
     "make_task",
+    "prompts_sha256",
     "reward_of",
 ]
