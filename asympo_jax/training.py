@@ -12,7 +12,7 @@ import time
 import uuid
 from typing import IO, Any
 
-from asympo_jax import experiment, interrupts, states, workdirs
+from asympo_jax import environment, experiment, interrupts, states, workdirs
 from asympo_jax.endings import Diverged, RunFailed, Stopped, failures
 from asympo_jax.initial import check_initial, initial_params
 from asympo_jax.learning import TrainState
@@ -94,6 +94,7 @@ class Prepared:
             placement.start_backend("learner.platform", self.config.learner.platform)
         except placement.NoDevice as error:
             raise RunFailed(str(error)) from error
+        environment.record(self.workdir, environment.describe(placement.device_kinds()), say)
         run_id = uuid.uuid4().hex[:12]
         directory, lock = make_snapshot_directory(self.config.snapshot_dir, run_id)
         with lock, interrupts.cleaning(lambda: shutil.rmtree(directory, ignore_errors=True)):

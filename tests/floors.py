@@ -32,6 +32,7 @@ ROOMS_OF_FLOOR = {
         "warmup_cache",
         "initial",
         "workdirs",
+        "environment",
         "progress",
         "interrupts",
         "endings",
