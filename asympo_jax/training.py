@@ -12,7 +12,7 @@ import time
 import uuid
 from typing import IO, Any
 
-from asympo_jax import environment, experiment, interrupts, states, workdirs
+from asympo_jax import environment, experiment, interrupts, live, states, workdirs
 from asympo_jax.endings import Diverged, RunFailed, Stopped, failures
 from asympo_jax.initial import check_initial, initial_params
 from asympo_jax.learning import TrainState
@@ -178,7 +178,7 @@ class _Run:
             writer = MetricsWriter(self.workdir, int(state.update), config.log.tensorboard, say)
             stack.callback(writer.close)
             broker.open(int(state.update))
-            progress = Progress(config.pacing.num_updates)
+            progress = stack.enter_context(live.progress(config))
             bounds = (config.eval.max_waiting, config.eval.deadline_s)
             log = EvaluationLog(evaluations, writer, progress.evaluated, say, *bounds)
             self._request_first(log, state, progress)

@@ -34,6 +34,7 @@ ROOMS_OF_FLOOR = {
         "workdirs",
         "environment",
         "progress",
+        "live",
         "interrupts",
         "endings",
         "training",

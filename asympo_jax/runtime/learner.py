@@ -83,7 +83,7 @@ class Learner:
         evaluations: where they are asked for and written down.
         is_save_due: called with each version once, whether a checkpoint is due after it.
         save: called with the state then.
-        show: called with each update's metrics, for people.
+        show: called with each update's metrics and groups, for people.
         compiled: called with a version once its update was given to the device; metrics of what
             was compiled so far.
     """
@@ -108,7 +108,7 @@ class Learner:
     evaluations: EvaluationLog
     is_save_due: Callable[[int], bool]
     save: Callable[[TrainState], None]
-    show: Callable[[int, dict[str, float]], None]
+    show: Callable[[int, dict[str, float], Sequence[Group]], None]
     compiled: Callable[[int], Mapping[str, float]]
 
     def run(self, state: TrainState) -> TrainState:
@@ -219,7 +219,7 @@ class Learner:
             lags = {"lag/histogram": lags_of(update.groups, version - 1)}
             self.writer.write(version, metrics, lags)
             self.writer.write_times(version, spans(one), self.broker.handed_in())
-            self.show(version, metrics)
+            self.show(version, metrics, update.groups)
             if self.cadence.shows_rollouts(version):
                 shown = update.groups[: self.cadence.rollouts_groups]
                 self.writer.write_rollouts(version, shown, self.tokenizer)
