@@ -19,6 +19,7 @@ from asympo_jax.runtime.reward_alarm import RewardAlarm
 from asympo_jax.runtime.sampler import SamplerLoop
 from asympo_jax.runtime.saving import SaveCadence
 from asympo_jax.runtime.snapshots import SnapshotStore
+from asympo_jax.runtime.wandb_log import WandbLog
 from asympo_jax.settings import ExperimentConfig
 from asympo_jax.tokenizers import Tokenizer
 from asympo_jax.types import Group
@@ -34,6 +35,13 @@ def cadence_of(config: ExperimentConfig) -> Cadence:
         rollouts_groups=config.log.rollouts_groups,
         gradients=config.log.gradients_every_updates,
     )
+
+
+def make_writer(config: ExperimentConfig, workdir: pathlib.Path, resumed_at: int) -> MetricsWriter:
+    """Where the metrics of a run go."""
+    project = config.log.wandb_project
+    wandb_log = None if project is None else WandbLog(project, workdir, config.source)
+    return MetricsWriter(workdir, resumed_at, config.log.tensorboard, say, wandb_log)
 
 
 def make_publisher(

@@ -16,7 +16,7 @@ from asympo_jax import environment, experiment, interrupts, live, states, workdi
 from asympo_jax.endings import Diverged, RunFailed, Stopped, failures
 from asympo_jax.initial import check_initial, initial_params
 from asympo_jax.learning import TrainState
-from asympo_jax.loops import cadence_of, make_learner, make_publisher
+from asympo_jax.loops import cadence_of, make_learner, make_publisher, make_writer
 from asympo_jax.processes import Launcher
 from asympo_jax.progress import Progress, say, say_left_out
 from asympo_jax.runtime import placement
@@ -31,7 +31,6 @@ from asympo_jax.runtime.evaluations import (
     EvaluatorEnded,
 )
 from asympo_jax.runtime.leases import Closed, Refused, Stalled
-from asympo_jax.runtime.metrics import MetricsWriter
 from asympo_jax.runtime.pipeline import PipelineMeter
 from asympo_jax.runtime.publisher import NonFinite
 from asympo_jax.runtime.snapshots import (
@@ -176,7 +175,7 @@ class _Run:
             evaluations = self._start_processes(stack, broker, all_cores)
             stack.callback(broker.close)
             state, skipped = self._first_state(checkpointer, broker)
-            writer = MetricsWriter(self.workdir, int(state.update), config.log.tensorboard, say)
+            writer = make_writer(config, self.workdir, int(state.update))
             stack.callback(writer.close)
             broker.open(int(state.update))
             progress = stack.enter_context(live.progress(config))

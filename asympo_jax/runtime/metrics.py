@@ -1,4 +1,4 @@
-"""Metrics and rollouts on disk: JSON lines always, TensorBoard events if asked.
+"""Metrics and rollouts: JSON lines always, TensorBoard events and Weights & Biases if asked.
 
 `update` is the x-axis of everything.
 """
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from asympo_jax.runtime.events import EventWriter
 from asympo_jax.runtime.files import Lines, replace
 from asympo_jax.runtime.leases import HandedIn
+from asympo_jax.runtime.wandb_log import WandbLog
 from asympo_jax.tokenizers import Tokenizer
 from asympo_jax.types import Group, StopReason
 
@@ -38,6 +39,7 @@ class MetricsWriter:
             dropped, so every update and every evaluation stands there once.
         tensorboard: whether to write events, too.
         warn: called with a sentence, for people.
+        wandb_log: gets the metrics, too; None for nobody.
 
     Attributes:
         evaluated: updates whose evaluations are in the lines that were kept.
@@ -49,10 +51,12 @@ class MetricsWriter:
         resumed_at: int,
         tensorboard: bool,
         warn: Callable[[str], object] = warnings.warn,
+        wandb_log: WandbLog | None = None,
     ):
         """Drops what is written again."""
         self._workdir = workdir
         self._warn = warn
+        self._wandb = wandb_log
         self._warned: set[str] = set()
         self._num_failures = 0
         path = workdir / "metrics.jsonl"
@@ -87,6 +91,9 @@ class MetricsWriter:
         events = self._events
         if events is not None:
             self._attempt("tensorboard", lambda: events.write(update, values, histograms or {}))
+        wandb_log = self._wandb
+        if wandb_log is not None:
+            self._attempt("wandb", lambda: wandb_log.write(update, values))
 
     def write_rollouts(self, update: int, groups: Sequence[Group], tokenizer: Tokenizer) -> None:
         """Readable samples, a JSON line a response: prompt, response, reward, lag, why it stopped.
@@ -145,6 +152,8 @@ class MetricsWriter:
             self._warn(f"{self._workdir / 'metrics.jsonl'}: {lost} lines are lost")
         if self._events is not None:
             self._events.close()
+        if self._wandb is not None:
+            self._wandb.close()
 
     def _of_day(self, *times: float) -> list[float]:
         """Monotonic seconds as times of day, to a tenth of a millisecond."""
