@@ -86,6 +86,7 @@ def test_a_line_of_an_answer_cannot_pass_for_the_head_of_another(run, capsys):
     write(run, 30, sample(HOSTILE))
     lines = inspect(capsys, run, "--update=30").splitlines()
     assert [line for line in lines if line.startswith("update ")] == [lines[0]]
+    assert "    update 99 · reward 1" in lines
 
 
 def test_the_footer_says_how_many_there_are(run, capsys):
