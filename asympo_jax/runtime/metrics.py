@@ -8,7 +8,6 @@ import json
 import math
 import os
 import pathlib
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from asympo_jax.runtime.events import EventWriter
 from asympo_jax.runtime.files import Lines, replace
 from asympo_jax.runtime.leases import HandedIn
+from asympo_jax.runtime.time_of_day import TimeOfDay
 from asympo_jax.runtime.wandb_log import WandbLog
 from asympo_jax.tokenizers import Tokenizer
 from asympo_jax.types import Group, StopReason
@@ -64,8 +64,8 @@ class MetricsWriter:
         self.evaluated = {line["update"] for line in kept if "eval/accuracy" in line}
         self._lines = Lines(path)
         self._times = Lines(workdir / "timeline.jsonl")
-        # Times of day, so that those of several attempts at a run come after each other.
-        self._epoch = time.time() - time.monotonic()
+        # So that the times of several attempts at a run come after each other.
+        self._time_of_day = TimeOfDay()
         self._events = EventWriter(workdir / "tensorboard", resumed_at + 1) if tensorboard else None
 
     def write(
@@ -156,8 +156,8 @@ class MetricsWriter:
             self._wandb.close()
 
     def _of_day(self, *times: float) -> list[float]:
-        """Monotonic seconds as times of day, to a tenth of a millisecond."""
-        return [round(self._epoch + one, 4) for one in times]
+        """Monotonic seconds as times of day."""
+        return [self._time_of_day.at(one) for one in times]
 
     def _attempt(self, name: str, write: Callable[[], T]) -> T | None:
         """What `write` returns; None where the disk is in the way."""
