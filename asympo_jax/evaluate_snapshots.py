@@ -23,7 +23,7 @@ def main() -> int:
     keep_compiled(given.config.compilation_cache)
     try:
         placement.start_backend("eval.platform", given.config.eval.platform)
-        parts = experiment.build_parts(given.config)
+        parts = given.build_parts()
         loop.run(experiment.make_evaluate(given.config, parts), given.store)
     except placement.NoDevice as error:
         loop.fail(str(error))

@@ -21,7 +21,7 @@ from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.sampling import DrawParams, EngineConfig, Evaluator, draw_params
 from asympo_jax.sections import RewardConfig
 from asympo_jax.settings import ExperimentConfig
-from asympo_jax.tasks import Task, make_task
+from asympo_jax.tasks import Task, is_of_package, make_task, prompts_sha256
 from asympo_jax.types import Prompt
 
 
@@ -33,6 +33,7 @@ class Parts:
         task: prompts, rewards, tokenizer.
         grader: rewards as training sees them.
         correct: which responses are right, in the evaluation; None to ask the task.
+        prompts_sha256: of the task's prompts.
         model: the decoder's shape.
         engine: shapes of a lease.
     """
@@ -42,6 +43,7 @@ class Parts:
     model: ModelConfig
     engine: EngineConfig
     correct: Callable[[Sequence[tuple[Prompt, str]]], list[bool]] | None
+    prompts_sha256: str
 
 
 def build_parts(config: ExperimentConfig) -> Parts:
@@ -90,6 +92,7 @@ def build_parts(config: ExperimentConfig) -> Parts:
         model=model,
         engine=engine,
         correct=None if pool is None else functools.partial(_are_correct, pool),
+        prompts_sha256=prompts_sha256(task),
     )
 
 
@@ -127,7 +130,9 @@ def _make_pool(config: ExperimentConfig, task: Task) -> RewardPool | None:
     settings = config.reward
     num_processes = settings.num_processes
     if num_processes is None:
-        num_processes = 1 if task.grades_in_pool else 0
+        # What others wrote may hang or crash, and would take its sampler along.
+        is_own = is_of_package(task) and settings.function is None
+        num_processes = 0 if is_own and not task.grades_in_pool else 1
     if not num_processes and task.grades_in_pool:
         raise ValueError(
             f"reward.num_processes=0: task {config.task_name!r} grades what may hang, it must be "

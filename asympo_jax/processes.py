@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+from asympo_jax import experiment
 from asympo_jax.config import from_plain, read_json, resolve
 from asympo_jax.progress import say
 from asympo_jax.runtime import placement
@@ -35,6 +36,7 @@ class Launcher:
         store: snapshots of the attempt.
         run_id: identity of the attempt.
         cores: of all samplers and the evaluator together.
+        prompts_sha256: of the task's prompts, as the learner found them.
     """
 
     config: ExperimentConfig
@@ -42,6 +44,7 @@ class Launcher:
     store: SnapshotStore
     run_id: str
     cores: list[int]
+    prompts_sha256: str
 
     def start_samplers(self, broker: Broker, max_frame_bytes: int) -> Supervisor:
         """The samplers, which lease from the broker; a submission has a bound."""
@@ -74,6 +77,7 @@ class Launcher:
             f"--snapshots={self.store.directory}",
             f"--run_id={self.run_id}",
             f"--cores={','.join(map(str, self.cores))}",
+            f"--prompts_sha256={self.prompts_sha256}",
         ]
 
 
@@ -88,6 +92,7 @@ class Arguments:
         index: number of a sampler.
         fd: file descriptor of its pipe; of a sampler, that for leases.
         submit_fd: file descriptor of a sampler's pipe for submissions.
+        prompts_sha256: of the task's prompts, as the learner found them.
     """
 
     config: ExperimentConfig
@@ -96,6 +101,22 @@ class Arguments:
     index: int
     fd: int
     submit_fd: int
+    prompts_sha256: str
+
+    def build_parts(self) -> experiment.Parts:
+        """What every role builds, of the learner's prompts.
+
+        Raises:
+            ValueError: as `experiment.build_parts`, or the prompts are others here.
+        """
+        parts = experiment.build_parts(self.config)
+        if parts.prompts_sha256 != self.prompts_sha256:
+            raise ValueError(
+                f"task.name={self.config.task_name!r}: its prompts here are not the learner's; its "
+                "data were changed after the run was started, or it does not make the same prompts "
+                "in every process"
+            )
+        return parts
 
 
 def end_with_learner(given: Arguments) -> None:
@@ -144,6 +165,7 @@ def read_arguments(description: str | None) -> Arguments:
     parser.add_argument("--index", type=int, default=0, help="number of this sampler")
     parser.add_argument("--fd", required=True, type=int, help="file descriptor of the pipe")
     parser.add_argument("--submit_fd", type=int, default=-1, help="of a sampler's second pipe")
+    parser.add_argument("--prompts_sha256", required=True, help="of the learner's prompts")
     arguments = parser.parse_args()
     return Arguments(
         config=resolve(from_plain(read_json(arguments.config))),
@@ -152,4 +174,5 @@ def read_arguments(description: str | None) -> Arguments:
         index=arguments.index,
         fd=arguments.fd,
         submit_fd=arguments.submit_fd,
+        prompts_sha256=arguments.prompts_sha256,
     )

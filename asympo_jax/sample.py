@@ -24,7 +24,7 @@ def main() -> int:
     keep_compiled(given.config.compilation_cache)
     try:
         placement.start_backend("sampler.platform", sampler.platform)
-        parts = experiment.build_parts(given.config)
+        parts = given.build_parts()
         loop = SamplerLoop(experiment.make_sampler(given.config, parts, given.store), client)
         loop.run(client.fail)
     except placement.NoDevice as error:

@@ -4,10 +4,17 @@ from typing import Any, get_args
 
 import ml_collections
 
+from asympo_jax.defaults import default_config
 from asympo_jax.learning import StepConfig
 from asympo_jax.objectives import Objective
 from asympo_jax.runtime.tickets import Order, Pacing
 from asympo_jax.sections import LearnerConfig
+
+_OF_SAMPLER_PROCESSES = (
+    ("runtime", "lease_s"),
+    ("runtime", "max_restarts"),
+    ("sampler", "visible_devices"),
+)
 
 
 def pacing_of(config: ml_collections.ConfigDict) -> Pacing:
@@ -27,20 +34,7 @@ def pacing_of(config: ml_collections.ConfigDict) -> Pacing:
         raise ValueError(f"lag={config.lag}: must not be negative; 0 is the synchronous loop")
     if config.order not in get_args(Order):
         raise ValueError(f"order={config.order!r}: must be one of {list(get_args(Order))}")
-    if config.runtime.name not in ("local", "sync"):
-        raise ValueError(f"runtime.name={config.runtime.name!r}: must be 'local' or 'sync'")
-    if config.runtime.name == "sync" and config.order != "ticket":
-        raise ValueError(
-            f"order={config.order!r} with runtime.name='sync': one process always samples with the "
-            "newest version, so no lag would be reached; use order='ticket'"
-        )
-    own = {field: config.sampler[field] for field in ("count", "cores", "devices")}
-    if config.runtime.name == "sync" and own != {"count": 1, "cores": 0, "devices": 1}:
-        words = ", ".join(f"sampler.{field}={value}" for field, value in own.items())
-        raise ValueError(
-            f"{words} with runtime.name='sync': the one process samples itself, they must be 1, 0 "
-            "and 1"
-        )
+    _check_runtime(config)
     if config.refresh_every_updates > 1 and config.order != "ticket":
         raise ValueError(
             f"refresh_every_updates={config.refresh_every_updates} with order={config.order!r}: "
@@ -67,6 +61,35 @@ def pacing_of(config: ml_collections.ConfigDict) -> Pacing:
         prompts_per_lease=prompts_per_lease,
         refresh_every_updates=config.refresh_every_updates,
     )
+
+
+def _check_runtime(config: ml_collections.ConfigDict) -> None:
+    """Refuses a runtime that there is not, and what has no effect where one process does it all."""
+    if config.runtime.name not in ("local", "sync"):
+        raise ValueError(f"runtime.name={config.runtime.name!r}: must be 'local' or 'sync'")
+    if config.runtime.name != "sync":
+        return
+    if config.order != "ticket":
+        raise ValueError(
+            f"order={config.order!r} with runtime.name='sync': one process always samples with the "
+            "newest version, so no lag would be reached; use order='ticket'"
+        )
+    own = {field: config.sampler[field] for field in ("count", "cores", "devices")}
+    if own != {"count": 1, "cores": 0, "devices": 1}:
+        words = ", ".join(f"sampler.{field}={value}" for field, value in own.items())
+        raise ValueError(
+            f"{words} with runtime.name='sync': the one process samples itself, they must be 1, 0 "
+            "and 1"
+        )
+    defaults: Any = default_config()
+    for section, field in _OF_SAMPLER_PROCESSES:
+        value, unused = config[section][field], defaults[section][field]
+        if value != unused:
+            default = "unset" if unused is None else f"at {unused!r}"
+            raise ValueError(
+                f"{section}.{field}={value!r} with runtime.name='sync': there are no sampler "
+                f"processes, leave it {default}"
+            )
 
 
 def _prompts_sampled(config: ml_collections.ConfigDict) -> int:

@@ -1,7 +1,6 @@
 """The sections of a config as frozen dataclasses; each refuses values out of range."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -160,11 +159,11 @@ class RewardConfig:
         function: import path of a function (prompt, response text) -> reward; None for the task's.
         overlong_buffer: tokens before the longest response over which a penalty rises; 0 for none.
         overlong_penalty: subtracted from the reward of a response of the longest length.
-        num_processes: that a sampler grades with; 0 grades in the sampler itself, None leaves it to
-            the task.
+        num_processes: that a sampler grades with; 0 grades in the sampler itself. None for one,
+            but 0 for the cheap tasks of this package with their own rewards.
         deadline_s: seconds that one grading in a process may take.
         max_failed_share: of recent groups, those that may have a response that could not be graded;
-            a run in which they are more ends.
+            a run in which they are more ends; with 1 none does.
         isolate: whether each grading in a process begins with the state that the task was made
             with, whatever the ones before did to it, at the price of a fork each.
     """
@@ -180,8 +179,9 @@ class RewardConfig:
     def __post_init__(self):
         """Refuses values outside their range."""
         _require(self, "reward", lambda x: x >= 0, "must not be negative", "overlong_buffer")
+        # So that it takes no reward beyond the largest one allowed.
         _require(
-            self, "reward", lambda x: 0 <= x < math.inf, "must not be negative", "overlong_penalty"
+            self, "reward", lambda x: 0 <= x <= 1e6, "must be from 0 to 1000000", "overlong_penalty"
         )
         if self.num_processes is not None and not 0 <= self.num_processes <= 1024:
             raise ValueError(f"reward.num_processes={self.num_processes}: must be from 0 to 1024")

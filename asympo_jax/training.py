@@ -138,7 +138,8 @@ def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
         workdirs.check_writable("runtime.compilation_cache", pathlib.Path(config.compilation_cache))
     lock = workdirs.lock(workdir)
     try:
-        return Prepared(config, parts, workdir, workdirs.prepare(workdir, config), lock)
+        result = workdirs.prepare(workdir, config, parts.prompts_sha256)
+        return Prepared(config, parts, workdir, result, lock)
     except Exception:
         lock.close()
         raise
@@ -244,7 +245,9 @@ class _Run:
         """Samplers, unless this process samples itself; returns where to ask for evaluations."""
         config = self.config
         _, shared = placement.split_cores(all_cores)
-        launcher = Launcher(config, self.workdir, self.store, self.run_id, shared)
+        launcher = Launcher(
+            config, self.workdir, self.store, self.run_id, shared, self.parts.prompts_sha256
+        )
         if config.runtime_name != "sync":
             max_bytes = self.admission.max_frame_bytes(config.pacing.prompts_per_lease)
             samplers = launcher.start_samplers(broker, max_bytes)

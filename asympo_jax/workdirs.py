@@ -1,7 +1,7 @@
 """A run's directory: what is in it, whether it fits the config, what is left to do.
 
-config.json  metrics.jsonl  result.json  checkpoints/  rollouts/  batches/  replay/  report/
-tensorboard/
+config.json  task.json  metrics.jsonl  result.json  checkpoints/  rollouts/  batches/  replay/
+report/  tensorboard/
 """
 
 import contextlib
@@ -45,7 +45,7 @@ _FREE = (
 _TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 
 # What a run that was killed leaves half written; others may be at work on other names.
-_PARTIAL = re.compile(r"\.(config\.json|result\.json|metrics\.jsonl|update_\d+\.jsonl)\.\d+")
+_PARTIAL = re.compile(r"\.((?:config|task|result)\.json|metrics\.jsonl|update_\d+\.jsonl)\.\d+")
 
 # What `result.json` must have.
 _RESULT = {
@@ -57,18 +57,27 @@ _RESULT = {
 }
 
 
-def prepare(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] | None:
+def prepare(
+    workdir: pathlib.Path, config: ExperimentConfig, prompts_sha256: str | None = None
+) -> dict[str, Any] | None:
     """Writes the config into the locked directory; returns the result of a complete run.
 
     What a run that was killed left half written there is removed.
 
+    Args:
+        workdir: the directory.
+        config: the experiment.
+        prompts_sha256: of its task's prompts; None for prompts that are not looked at.
+
     Raises:
         ValueError: it cannot be used or written, has a link that leads out of it, or holds a run
-            of another config.
+            of another config or on other prompts.
         RunFailed: it cannot be written now, as on a full disk.
     """
     _require_inside(workdir)
     found = result(workdir, config)
+    if prompts_sha256 is not None and _has_begun(workdir):
+        _require_same_prompts(workdir, config.task_name, prompts_sha256)
     for path in [*workdir.glob(".*"), *workdir.glob("rollouts/.*")]:
         if _PARTIAL.fullmatch(path.name):
             path.unlink(missing_ok=True)
@@ -76,6 +85,9 @@ def prepare(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] |
         text = json.dumps(config.source, indent=2, sort_keys=True) + "\n"
         try:
             replace(workdir / "config.json", text)
+            if prompts_sha256 is not None:
+                task = json.dumps({"prompts_sha256": prompts_sha256})
+                replace(workdir / "task.json", task + "\n")
         except OSError as error:
             raise _refusal(error, f"workdir={workdir}: cannot be written ({error})") from error
     return found
@@ -101,9 +113,7 @@ def result(workdir: pathlib.Path, config: ExperimentConfig) -> dict[str, Any] | 
     checkpoints = workdir / "checkpoints"
     if checkpoints.exists() and not checkpoints.is_dir():
         raise ValueError(f"workdir={workdir}: its checkpoints is not a directory, use another")
-    # Something was trained, or is about to be.
-    begun = (workdir / "metrics.jsonl").exists() or list(checkpoints.glob("[0-9]*"))
-    if begun:
+    if _has_begun(workdir):
         if not (workdir / "config.json").exists():
             raise ValueError(f"workdir={workdir}: has a run but no config.json, use another")
         _require_same(workdir, read_json(workdir / "config.json"), config.source)
@@ -241,6 +251,22 @@ def _require_same(workdir: pathlib.Path, before: Mapping[str, Any], now: Mapping
                 f"{name}={new.get(name)!r}: workdir={workdir} was started with "
                 f"{old.get(name)!r}; use another workdir"
             )
+
+
+def _has_begun(workdir: pathlib.Path) -> bool:
+    """Whether something was trained, or is about to be."""
+    has_checkpoint = any((workdir / "checkpoints").glob("[0-9]*"))
+    return has_checkpoint or (workdir / "metrics.jsonl").exists()
+
+
+def _require_same_prompts(workdir: pathlib.Path, task_name: str, prompts_sha256: str) -> None:
+    """Refuses other prompts than the run began with; one of before these were kept has any."""
+    path = workdir / "task.json"
+    if path.exists() and read_json(path).get("prompts_sha256") != prompts_sha256:
+        raise ValueError(
+            f"task.name={task_name!r}: its prompts are not those that workdir={workdir} was "
+            "started with; put its data back as they were, or use another workdir"
+        )
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,10 +10,11 @@ own on the cores that they have in a run: each alone, and both at work at the sa
 each other's results (contention: caches, memory, the kernel). Then real runs of `train`, in turns,
 of the shapes of configs/arithmetic.py from random parameters: asynchronous at lag 2 with a queue of
 one batch and one sampler on its own core, and the synchronous loop, which has the learner's core
-alone. A published snapshot is measured in pairs of a learner that publishes every update and one
-that publishes none, also in CPU time, which other work disturbs less. Last, time of an update by
-lag and number of samplers with the default queue. Everything is a median over the repeats. Prints a
-table and, as its last line, JSON.
+alone; windows of updates in which a program was compiled are left out. A published snapshot is
+measured in one learner that publishes in every second block of ten updates, each block beside those
+around it, also in CPU time, which other work disturbs less. Last, time of an update by lag and
+number of samplers with the default queue. Everything is a median over the repeats. Prints a table
+and, as its last line, JSON.
 """
 
 import argparse
@@ -32,7 +33,8 @@ import tables
 from asympo_jax.runtime.metrics import read_metrics
 
 LAGS, SAMPLERS = (0, 1, 2, 4, 8), (1, 2)
-UPDATES = 83  # of a real run, whose last 40 count; its metrics are means over 20
+SETTLED = 3  # updates after which a run is in its steady state
+UPDATES, WINDOW = 83, 20  # of a real run, and those that its metrics are means over
 
 
 def main() -> None:
@@ -65,13 +67,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         found.setdefault(name, []).append(value)
 
     with _Role("sampler", arguments) as sampler, _Role("learner", arguments) as learner:
-        for repeat in range(arguments.repeats):
-            sides = [("publish", "silent"), ("silent", "publish")][repeat % 2]
-            add("alone/sampler_s", sampler.seconds("publish")[0])
-            taken = {side: learner.seconds(side) for side in sides}
-            add("alone/learner_s", taken["publish"][0])
-            for kind, name in enumerate(("snapshot/cost", "snapshot/cost_in_cpu_time")):
-                add(name, taken["publish"][kind] / taken["silent"][kind] - 1.0)
+        for _ in range(arguments.repeats):
+            add("alone/sampler_s", sampler.measured("publish")[0])
+            add("alone/learner_s", learner.measured("publish")[0])
+            costs = zip(("cost", "cost_in_cpu_time"), learner.measured("in turn"), strict=True)
+            for name, cost in costs:
+                add(f"snapshot/{name}", cost)
             sampler.begin("publish")
             learner.begin("publish")
             add("together/sampler_s", sampler.end()[0])
@@ -113,10 +114,20 @@ def _run(arguments: argparse.Namespace, **fields: Any) -> tuple[float, float, fl
         workdir = pathlib.Path(directory) / "run"
         result = json.loads((workdir / "result.json").read_text())
         lines = {line["update"]: line for line in read_metrics(workdir / "metrics.jsonl")}
-    windows = [lines[UPDATES - 22], lines[UPDATES - 2]]
-    update_s = statistics.mean(line["time/update_s"] for line in windows)
-    tokens = statistics.mean(line["throughput/trained_tokens_per_s"] for line in windows)
+    # Of the steady state: a batch of another size stops the learner while its program is made.
+    made = {update: _programs(line) for update, line in lines.items()}
+    last = range(WINDOW + SETTLED, UPDATES - 1)
+    windows = [lines[update] for update in last if made[update] == made[update - WINDOW]]
+    if not windows:
+        sys.exit("programs were compiled all the time; run it again")
+    update_s = statistics.median(line["time/update_s"] for line in windows)
+    tokens = statistics.median(line["throughput/trained_tokens_per_s"] for line in windows)
     return result["pipeline/ideal_fraction"], update_s, tokens
+
+
+def _programs(line: dict[str, Any]) -> float:
+    """How many programs the learner had compiled, or found, until then."""
+    return line.get("compile/count", 0.0) + line.get("compile/found", 0.0)
 
 
 class _Role:
@@ -135,7 +146,7 @@ class _Role:
             text=True,
             bufsize=1,
         )
-        self.seconds("publish")  # compilation
+        self.measured("publish")  # compilation
 
     def __enter__(self) -> "_Role":
         return self
@@ -151,13 +162,13 @@ class _Role:
         self._process.stdin.write(side + "\n")
 
     def end(self) -> tuple[float, float]:
-        """Waits for its median seconds an update: of the clock, and of CPU time."""
+        """Waits for what it measured: of the clock, and of CPU time."""
         assert self._process.stdout is not None
-        wall_s, cpu_s = self._process.stdout.readline().split()
-        return float(wall_s), float(cpu_s)
+        wall, cpu = self._process.stdout.readline().split()
+        return float(wall), float(cpu)
 
-    def seconds(self, side: str) -> tuple[float, float]:
-        """Lets it work; median seconds an update."""
+    def measured(self, side: str) -> tuple[float, float]:
+        """Lets it work; median seconds an update, or what a snapshot adds to one as a share."""
         self.begin(side)
         return self.end()
 

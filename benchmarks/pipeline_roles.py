@@ -28,9 +28,11 @@ from asympo_jax.runtime.leases import Closed, Lease, SamplingTotals
 from asympo_jax.runtime.metrics import MetricsWriter
 from asympo_jax.runtime.publisher import Publisher
 from asympo_jax.runtime.sampler import SamplerLoop
-from asympo_jax.runtime.snapshots import SnapshotStore
+from asympo_jax.runtime.snapshots import SnapshotStore, make_snapshot_directory
 
 SKIPPED = 4  # updates or batches at the start of a measurement
+BLOCK = 10  # updates that publish, or do not, in turn
+_OF_ANOTHER = 2  # updates of a block in which the last one's snapshot may be at work still
 
 
 def shape(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -61,12 +63,13 @@ def _resolved(arguments: argparse.Namespace) -> Any:
 
 
 class _Stopwatch:
-    """Ends a loop after some seconds, and knows when its turns began."""
+    """Ends a loop after some seconds and turns, and knows when its turns began."""
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float, least: int = SKIPPED + 2):
         self._times: list[float] = []
         self._cpu_times: list[float] = []
         self._seconds = seconds
+        self._least = least
 
     def turn(self) -> None:
         """A turn begins.
@@ -76,14 +79,38 @@ class _Stopwatch:
         """
         self._times.append(time.monotonic())
         self._cpu_times.append(time.process_time())
-        enough = len(self._times) > SKIPPED + 2
+        enough = len(self._times) > self._least
         if enough and self._times[-1] - self._times[SKIPPED] > self._seconds:
             raise Closed(None)
 
     def medians(self) -> str:
         """Median seconds a turn of the clock and of CPU time, the first ones left out."""
-        pairs = (itertools.pairwise(times[SKIPPED:]) for times in (self._times, self._cpu_times))
-        return " ".join(str(statistics.median(b - a for a, b in each)) for each in pairs)
+        return " ".join(str(statistics.median(each)) for each in self._turns())
+
+    def excess_of_odd_blocks(self) -> str:
+        """What a turn in an odd block takes above one in the two blocks beside it, as a share.
+
+        Of the clock and of CPU time, each the median over the odd blocks.
+        """
+        found = []
+        for turns in self._turns():
+            blocks = [
+                statistics.mean(turns[start + _OF_ANOTHER : start + BLOCK])
+                for start in range(BLOCK - SKIPPED, len(turns) - BLOCK, BLOCK)
+            ]
+            # The first block is left out, as it is short: the first one here is odd.
+            odd = range(2, len(blocks) - 1, 2)
+            found.append(
+                statistics.median(2 * blocks[i] / (blocks[i - 1] + blocks[i + 1]) - 1 for i in odd)
+            )
+        return " ".join(map(str, found))
+
+    def _turns(self) -> list[list[float]]:
+        """Seconds of each turn, of the clock and of CPU time, the first ones left out."""
+        return [
+            [b - a for a, b in itertools.pairwise(times[SKIPPED:])]
+            for times in (self._times, self._cpu_times)
+        ]
 
 
 class _EndlessLeases:
@@ -136,14 +163,20 @@ class _EndlessGroups:
         return SamplingTotals()
 
 
-class _Unwritten(SnapshotStore):
-    """A store that keeps nothing and makes no copies."""
+class _InTurn(SnapshotStore):
+    """A store that copies and keeps the snapshots of odd blocks of updates, and no others."""
+
+    _copies = 0
 
     def copied(self, params: Any) -> Any:
-        """Nothing."""
+        """The copy, or None."""
+        self._copies += 1
+        return super().copied(params) if (self._copies - 1) // BLOCK % 2 else None
 
     def write(self, version: int, params: Any) -> None:
-        """Nothing."""
+        """Keeps what was copied."""
+        if params is not None:
+            super().write(version, params)
 
 
 def serve_sampler(arguments: argparse.Namespace) -> None:
@@ -164,13 +197,16 @@ def serve_learner(arguments: argparse.Namespace) -> None:
     """Trains whenever a line comes in."""
     config, parts, params = _start(arguments, 0)
     needs, key = config.objective.needs, jax.random.key(0)
-    with tempfile.TemporaryDirectory() as directory:
+    snapshots, lock = make_snapshot_directory(None, "benchmark")
+    with lock, tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory)
-        sampler = experiment.make_sampler(config, parts, SnapshotStore(path, "run"))
+        sampler = experiment.make_sampler(config, parts, SnapshotStore(snapshots, "run"))
         groups = sampler.work(Lease(0, 0, 0), params)
         for side in sys.stdin:
-            stopwatch = _Stopwatch(arguments.seconds)
-            store = (SnapshotStore if side.strip() == "publish" else _Unwritten)(path, "run")
+            in_turn = side.strip() == "in turn"
+            least = 8 * BLOCK if in_turn else SKIPPED + 2
+            stopwatch = _Stopwatch(arguments.seconds, least)
+            store = (_InTurn if in_turn else SnapshotStore)(snapshots, "run")
             broker: Any = _EndlessGroups(stopwatch, groups)
             publisher, writer = Publisher(store, broker, 600.0), MetricsWriter(path, 0, False)
             nobody = lambda *_: None  # noqa: E731
@@ -183,7 +219,9 @@ def serve_learner(arguments: argparse.Namespace) -> None:
                 learner.run(init_state(parts.model, make_optimizer(config.optimizer), key, needs))
             publisher.close(10.0)
             writer.close()
-            print(stopwatch.medians(), flush=True)
+            told = stopwatch.excess_of_odd_blocks() if in_turn else stopwatch.medians()
+            print(told, flush=True)
+        SnapshotStore(snapshots, "run").remove()
 
 
 def _start(arguments: argparse.Namespace, half: int) -> tuple[Any, Any, Any]:

@@ -81,6 +81,13 @@ class RaisesUntilMended(Digits):
         return super().reward(prompt, text)
 
 
+class OtherPromptsInSampler(Digits):
+    """As data that were changed after the run was started."""
+
+    def train_prompt(self, index):
+        return super().train_prompt((index + in_sampler()) % self.num_train)
+
+
 class NanInSampler(Digits):
     def reward(self, prompt, text):
         return float("nan") if in_sampler() else super().reward(prompt, text)

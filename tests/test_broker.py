@@ -113,7 +113,8 @@ class Simulation:
             self.starts[i] += 1
             self.lost += 1
         else:
-            self.broker.submit(lease, groups_of(self.pace, lease), busy_s=1.0)
+            holder = (i, self.starts[i])
+            self.broker.submit(lease, groups_of(self.pace, lease), 1.0, holder)
 
     def train(self) -> None:
         batch = self.broker.next_batch(PATIENCE_S)

@@ -66,6 +66,18 @@ WRONG = [
     (dict(learner__platform="gpuu"), ["learner.platform='gpuu'", "cuda"]),
     (dict(runtime__name="sync", sampler__count=4), ["sampler.count=4", "sync"]),
     (
+        dict(runtime__name="sync", runtime__lease_s=9.0),
+        ["runtime.lease_s=9.0 with runtime.name='sync'", "leave it unset"],
+    ),
+    (
+        dict(runtime__name="sync", runtime__max_restarts=0),
+        ["runtime.max_restarts=0 with runtime.name='sync'", "leave it at 3"],
+    ),
+    (
+        dict(runtime__name="sync", sampler__platform="cuda", sampler__visible_devices="0"),
+        ["sampler.visible_devices='0' with runtime.name='sync'", "leave it at ''"],
+    ),
+    (
         dict(lag=1, sampler__count=2),
         ["sampler.count=2: must be at most 1,", "prompts_per_lease=32"],
     ),

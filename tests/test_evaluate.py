@@ -1,5 +1,6 @@
 """An evaluation by itself agrees with that of training, and keeps every response that it counts."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -13,7 +14,7 @@ from model_cases import params_of
 from tiny_runs import TINY, Finished, Runner
 
 from asympo_jax import evaluation, evaluation_report, models
-from asympo_jax.config import default_config
+from asympo_jax.config import default_config, resolve
 from asympo_jax.endings import RunFailed
 from asympo_jax.evaluation import Request
 from asympo_jax.evaluation_report import Chunk
@@ -214,7 +215,7 @@ def test_temperature_0_is_greedy_alone(found, hf_dir, tmp_path):
 
 
 def test_gradings_that_fail_count_as_wrong_and_are_told(hf_dir, tmp_path):
-    config = config_of(task__name="tasks_for_tests:FailsOnSome")
+    config = config_of(task__name="tasks_for_tests:FailsOnSome", reward__num_processes=1)
     request = Request(hf_dir=hf_dir, config=config, out=tmp_path, num_prompts=8, samples=8)
     summary = evaluation.prepare(request).run()
     responses = [
@@ -232,6 +233,35 @@ def test_gradings_that_fail_count_as_wrong_and_are_told(hf_dir, tmp_path):
         f"{sum(counts.values())} gradings failed and count as wrong: {len(late)} took too long, "
         f"in {len(fatal)} the process died, {len(wrong)} raised"
     ) in evaluation_report.table(summary)
+
+
+def test_the_command_grades_in_a_process_and_leaves_none_behind(
+    runner, hf_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(runner.environment, "LEFT_BY", str(tmp_path))
+    config = config_of(task__name="tasks_for_tests:FailsOnSome", reward__num_processes=2)
+    (tmp_path / "config.json").write_text(json.dumps(resolve(config).source))
+    command = [sys.executable, "-m", "asympo_jax.evaluate", f"--hf_dir={hf_dir}", "--samples=8"]
+    command += [f"--config={tmp_path / 'config.json'}", f"--out={tmp_path}", "--num_prompts=8"]
+    done = runner.finish_afresh(tmp_path, command)
+    assert done.code == 0, done.stderr
+    summary, problems = read(tmp_path)
+    sampled = [one for problem in problems for one in problem["responses"]]
+    fails = ("3", "7", "9", "2")
+    right = [one["text"].isdigit() and not one["text"].startswith(fails) for one in sampled]
+    assert [one["correct"] for one in sampled] == right
+    assert summary["eval/accuracy"] == np.mean(right) > 0
+    assert min(summary["grading"].values()) > 0, "only a process can end or be late alone"
+    assert not processes_of(f"LEFT_BY={tmp_path}")
+
+
+def processes_of(variable: str) -> list[str]:
+    """Processes that have a variable in their environment."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            found += [path.parent.name] * (variable.encode() in path.read_bytes().split(b"\0"))
+    return found
 
 
 def test_nothing_is_written_unless_everything_was_graded(hf_dir, tmp_path):

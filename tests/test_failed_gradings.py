@@ -207,10 +207,33 @@ def test_what_only_grading_processes_use_is_refused_without_them(field, value):
     assert build_parts(resolve(config)).grader.pool is not None
 
 
+@pytest.mark.parametrize(
+    ("fields", "is_pooled"),
+    [
+        ({}, False),
+        ({"reward.num_processes": 1}, True),
+        ({"task.name": "asympo_jax.tasks.arithmetic:Arithmetic"}, False),
+        ({"task.name": "tasks_for_tests:Digits"}, True),
+        ({"task.name": "tasks_for_tests:Digits", "reward.num_processes": 0}, False),
+        ({"reward.function": "tasks_for_tests:share_of_nines"}, True),
+        ({"reward.function": "tasks_for_tests:share_of_nines", "reward.num_processes": 0}, False),
+    ],
+)
+def test_what_a_user_wrote_is_graded_in_processes_unless_the_config_says_otherwise(
+    fields, is_pooled
+):
+    """Also where a class derives from a task of the package, whose rewards are cheap and safe."""
+    config = default_config()
+    config.update_from_flattened_dict(fields)
+    parts = build_parts(resolve(config))
+    assert (parts.grader.pool is not None, parts.correct is not None) == (is_pooled, is_pooled)
+
+
 @pytest.mark.parametrize("order", ["ticket", "completion"])
 def test_a_run_with_graders_in_processes_trains_on_the_other_groups(runner, tmp_path, order):
+    """They are the default of a task that is a user's own."""
     done = runner.train(
-        tmp_path, task__name="graders_for_tests:Slow", reward__num_processes=1, order=order
+        tmp_path, task__name="graders_for_tests:Slow", reward__num_processes=None, order=order
     )
     assert done.result["updates"] == TINY["num_updates"]
     for line in done.metrics[1:]:
@@ -228,6 +251,16 @@ def test_a_run_ends_in_a_sentence_once_no_group_of_an_update_could_be_graded(run
     expected = r"update 0: none of its 4 groups could be graded.*: 12 none, 4 timeout, 0 death"
     assert re.search(expected, done.error)
     assert len(done.metrics) == 1
+
+
+def test_a_run_that_may_fail_all_of_its_gradings_goes_on_to_its_end(runner, tmp_path):
+    fields = {"task__name": "tasks_for_tests:RaisesInPool", "reward__num_processes": 1}
+    fields |= {"reward__max_failed_share": 1.0, "runtime__name": "sync", "num_updates": 3}
+    done = runner.train(tmp_path, **fields, log__rollouts_every_updates=1)
+    assert done.result["updates"] == 3
+    last = done.metrics[-1]
+    assert last["tickets/failed"] == last["tickets/issued"] == 3 * TINY["prompts_per_update"]
+    assert (last["grad/norm"], last["lag/max"]) == (0.0, None)
 
 
 def test_a_run_whose_grader_always_fails_says_how_and_on_what(runner, tmp_path):

@@ -12,6 +12,8 @@ from asympo_jax.runtime import wire
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.leases import Lease, Refused, Stalled
 from asympo_jax.runtime.tickets import Pacing
+from asympo_jax.tasks import reward_of
+from asympo_jax.types import Prompt
 
 IDS = np.ones((2, 3), np.int32)
 WRONG = {
@@ -41,6 +43,8 @@ WRONG = {
     "an unknown end": (dict(stop_G=np.array([0, 7], np.int8)), "value"),
     "an unknown failure": (dict(failure_G=np.array([0, 9], np.int8)), "value"),
     "a reward that is not finite": (dict(reward_G=np.array([0, np.nan], np.float32)), "value"),
+    "an infinite reward": (dict(reward_G=np.array([-np.inf, 0], np.float32)), "value"),
+    "a reward whose square overflows": (dict(reward_G=np.array([0, -2e30], np.float32)), "value"),
     "a version from the future": (dict(version=3), "version"),
     "another ticket": (dict(ticket=4), "tickets"),
 }
@@ -96,6 +100,33 @@ def test_a_lease_that_was_not_given_out_is_refused(changed, reason):
     with pytest.raises(Refused) as refused:
         broker.submit(dataclasses.replace(lease, **changed), [group(0), group(1)], 1.0)
     assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize("largest", [1e30, -1e30])
+def test_the_largest_reward_that_a_grader_lets_through_is_let_in(largest):
+    reward = reward_of(lambda prompt, text: largest, Prompt(0, "", ""), "")
+    reward_G = np.array([reward, 0], np.float32)
+    ADMISSION.check(dataclasses.replace(group(0), reward_G=reward_G))
+
+
+def test_a_sampler_that_was_given_up_or_never_had_it_cannot_hand_in_the_lease_of_another():
+    """Whatever it says of the lease; the one who has it still can."""
+    broker = Broker(Pacing("ticket", 2, 6, 2, 2), 4, run_id=RUN_ID, admission=ADMISSION)
+    broker.open(0)
+    lost, groups = broker.lease((0, 0)), [group(0), group(1)]
+    broker.leave((0, 0))
+    with pytest.raises(Refused, match="is not out"):
+        broker.submit(lost, groups, 1.0, (0, 0))
+    again = broker.lease((1, 0))
+    assert again == dataclasses.replace(lost, attempt=1)
+    for lease, holder in [(lost, (0, 0)), (again, (0, 0)), (again, (0, 1)), (again, None)]:
+        with pytest.raises(Refused) as refused:
+            broker.submit(lease, groups, 1.0, holder)
+        assert refused.value.reason == ("duplicate" if lease is lost else "holder")
+    broker.submit(again, groups, 1.0, (1, 0))
+    found = broker.metrics()
+    assert (found["refused/duplicate"], found["refused/holder"]) == (2, 3)
+    assert [each.ticket for each in broker.next_batch(0.0)] == [0, 1]
 
 
 @given(

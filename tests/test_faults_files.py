@@ -283,7 +283,7 @@ def test_an_old_checkpoint_loses_its_name_before_it_is_deleted(tmp_path, store, 
 
 def test_what_a_killed_run_left_half_written_is_removed_by_the_next_and_nothing_else(tmp_path):
     (tmp_path / "rollouts").mkdir()
-    gone = [".config.json.12", ".metrics.jsonl.3", ".result.json.3"]
+    gone = [".config.json.12", ".task.json.12", ".metrics.jsonl.3", ".result.json.3"]
     gone += ["rollouts/.update_00000002.jsonl.7"]
     kept = [
         ".lock",

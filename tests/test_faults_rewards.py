@@ -64,6 +64,19 @@ def test_only_recent_groups_count_and_a_share_of_1_allows_any():
     lenient = RewardAlarm(1.0, TOKENIZER)
     for update in range(8):
         lenient.check(groups(1, 31), update)
+        lenient.check(groups(0, 32), update)
+
+
+def test_an_update_of_few_groups_without_any_graded_is_measured_by_those_before():
+    alarm = RewardAlarm(0.25, TOKENIZER)
+    for update in range(6):
+        alarm.check(groups(1, 0), update)
+    alarm.check(groups(0, 1), 6)
+    alarm.check(groups(0, 1), 7)
+    with pytest.raises(
+        RewardError, match=r"update 8: none of its 1 groups .* of the last 9 groups 3 could"
+    ):
+        alarm.check(groups(0, 1), 8)
 
 
 def test_the_pool_of_a_sampler_allows_the_same_share():

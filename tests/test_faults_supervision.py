@@ -79,9 +79,9 @@ def test_an_overdue_lease_goes_to_another_and_the_late_result_is_a_counted_dupli
     assert [(out.lease, out.holder) for out in broker.take_back_overdue()] == [(late, (0, 0))]
     again = broker.lease((1, 0))
     assert (again.number, again.attempt) == (0, 1)
-    broker.submit(again, GROUPS, 0.0)
+    broker.submit(again, GROUPS, 0.0, (1, 0))
     with pytest.raises(Refused, match="not out"):
-        broker.submit(late, GROUPS, 0.0)
+        broker.submit(late, GROUPS, 0.0, (0, 0))
     found = broker.metrics()
     assert (found["refused/duplicate"], found["leases/expired"]) == (1, 1)
     assert found["tickets/reissued"] == found["queue/depth"] == 2
@@ -101,7 +101,7 @@ def test_a_lease_that_is_not_overdue_stays():
     second = broker.lease((0, 0))
     now[0] = 11.0
     assert [out.lease.number for out in broker.take_back_overdue()] == [0]
-    broker.submit(second, [group(2), group(3)], 0.0)
+    broker.submit(second, [group(2), group(3)], 0.0, (0, 0))
 
 
 def test_a_sampler_that_stops_is_killed_at_the_deadline_and_another_does_its_work(stand_ins):
@@ -343,7 +343,7 @@ def test_a_learner_that_waits_looks_at_the_clock_only_when_something_happens():
     learner.join(0.2)
     num_idle = clock.num
     lease = broker.lease((0, 0))
-    broker.submit(lease, GROUPS, 0.0)
+    broker.submit(lease, GROUPS, 0.0, (0, 0))
     learner.join(PATIENCE_S)
     assert not learner.is_alive()
     assert num_idle <= 2 and clock.num <= 8
@@ -356,7 +356,8 @@ def test_samplers_far_ahead_of_the_learner_stop_at_the_bounds_and_lose_nothing()
         while broker._may_lease():
             lease = broker.lease((0, 0))
             tickets = (2 * lease.number, 2 * lease.number + 1)
-            broker.submit(lease, [group(ticket, lease.version) for ticket in tickets], 0.0)
+            groups = [group(ticket, lease.version) for ticket in tickets]
+            broker.submit(lease, groups, 0.0, (0, 0))
             assert broker.metrics()["queue/depth"] <= 4
         batch = broker.next_batch(PATIENCE_S)
         assert all(version - 1 - each.version <= 2 for each in batch)

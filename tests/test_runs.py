@@ -28,7 +28,8 @@ def test_a_run_leaves_the_files_that_the_readme_names(one_sampler, runner):
     assert set(one_sampler.result) >= {"parameters_sha256", "eval/accuracy", "updates", "wall_s"}
     names = {p.name for p in one_sampler.workdir.iterdir() if not p.name.startswith(".")}
     assert names == {
-        "config.json", "metrics.jsonl", "result.json", "checkpoints", "rollouts", "tensorboard"
+        "config.json", "task.json", "metrics.jsonl", "result.json", "checkpoints", "rollouts",
+        "tensorboard",
     }  # fmt: skip
     assert not list(runner.snapshots.iterdir()), "snapshots are left behind"
 

@@ -34,6 +34,7 @@ TINY = {
     "eval.num_prompts": 8,
     "eval.every_updates": 0,
     "eval.process": False,
+    "reward.num_processes": 0,  # as the package's own tasks, which are cheap
     "checkpoint.every_updates": 0,
     "sampler.max_response_tokens": 6,
     "log.tensorboard": False,
@@ -101,10 +102,11 @@ class Runner:
         self.environment["XLA_FLAGS"] = " ".join(flags)
 
     def command(self, workdir: pathlib.Path, **fields: object) -> list[str]:
-        """A training command; double underscores in names stand for dots."""
+        """A training command; double underscores in names stand for dots, None for the default."""
         given = {name.replace("__", "."): value for name, value in fields.items()}
         config = {**TINY, "runtime.snapshot_dir": str(self.snapshots), **given}
-        flags = [f"--config.{name}={value}" for name, value in config.items()]
+        set_ = {name: value for name, value in config.items() if value is not None}
+        flags = [f"--config.{name}={value}" for name, value in set_.items()]
         return [sys.executable, "-m", "asympo_jax.train", f"--workdir={workdir}", *flags]
 
     def train(

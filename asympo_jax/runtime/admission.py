@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from asympo_jax.runtime.leases import Refused
+from asympo_jax.tasks.checked import LARGEST_REWARD
 from asympo_jax.types import GradingFailure, Group, StopReason
 
 _DTYPES = {
@@ -68,6 +69,8 @@ class Admission:
             array = getattr(group, name)
             if array is not None and not np.isfinite(array).all():
                 raise _refused(group, f"a {name} that is not finite", "value")
+        if np.abs(group.reward_G).max() > np.float32(LARGEST_REWARD):
+            raise _refused(group, f"a reward beyond {LARGEST_REWARD:g} in size", "value")
 
     def _check_arrays(self, group: Group) -> None:
         """Refuses arrays that are missing, too many, or of a wrong type or shape."""

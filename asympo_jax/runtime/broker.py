@@ -10,9 +10,8 @@ version published, which samplers may use; it follows when the device is done.
 
 Everything is bounded where work begins, so nothing that was worked on ever waits at a door or is
 thrown away. A lease starts only if every live ticket can still be trained within the lag, and if
-the queue has room left for its groups: room is reserved with the lease. Tickets that come back from
-a lost sampler go first, into the room that they had. A batch is formed only if what stays can still
-be trained in time.
+the queue has room left for its groups: room is reserved with the lease. Tickets of a lost sampler
+go first, into the room that they had. A batch is formed only if what stays is in time, too.
 """
 
 import collections
@@ -113,23 +112,25 @@ class Broker:
             self._changed.notify_all()  # there is a new deadline
             return self._out.give(self._version, holder, self._clock())
 
-    def submit(self, lease: Lease, groups: Sequence[Group], busy_s: float) -> None:
+    def submit(
+        self, lease: Lease, groups: Sequence[Group], busy_s: float, holder: Holder | None = None
+    ) -> None:
         """Puts a lease's groups into the room that was reserved for them; never blocks.
 
         Args:
             lease: as it was given out.
             groups: one for each of its tickets, in their order.
             busy_s: seconds that the sampler worked on them.
+            holder: the sampler, as it named itself to `lease`.
 
         Raises:
             Closed: the run has ended.
-            Refused: the lease is not out, or the groups are not those of its tickets and version,
-                or not of this run's kind. It is counted.
+            Refused: it has no such lease, or they are not the lease's or the run's; it is counted.
         """
         with self._changed:
             self.raise_if_closed()
             try:
-                self._out.check(lease, groups)
+                self._out.check(lease, groups, holder)
             except Refused as refused:
                 self._counts[f"refused/{refused.reason}"] += 1
                 raise
@@ -158,8 +159,7 @@ class Broker:
         with self._changed:
             while not (overdue := self._out.overdue(now := self._clock())):
                 self.raise_if_closed()
-                # A lease that is given out meanwhile wakes this, too.
-                self._changed.wait(self._out.seconds_left(now))
+                self._changed.wait(self._out.seconds_left(now))  # a new lease ends it, too
             self.raise_if_closed()
             for out in overdue:
                 self._out.take_back(out.lease)

@@ -227,7 +227,9 @@ def lags_of(groups: Sequence[Group], update: int) -> list[int]:
 
 
 def group_metrics(groups: Sequence[Group], update: int) -> dict[str, float]:
-    """Lag and stop reasons of the groups that an update trained on."""
+    """Lag and stop reasons of the groups that an update trained on; NaN where there are none."""
+    if not groups:
+        return dict.fromkeys(("lag/mean", "lag/max", "response/truncated_share"), float("nan"))
     lags = lags_of(groups, update)
     stops = np.concatenate([group.stop_G for group in groups])
     return {

@@ -22,9 +22,19 @@ class Closed(Exception):
 
 # Why something is not let in. frame: no message; shape: an array of a wrong type or shape; length:
 # no tokens, or too many; vocabulary: ids that no token has; value: a number that means nothing;
-# tickets, version: not those of the lease; run: another's; duplicate: the lease is no longer out.
+# tickets, version: not those of the lease; run: another's; duplicate: the lease is no longer out;
+# holder: it is another sampler's.
 Refusal = Literal[
-    "frame", "shape", "length", "vocabulary", "value", "tickets", "version", "run", "duplicate"
+    "frame",
+    "shape",
+    "length",
+    "vocabulary",
+    "value",
+    "tickets",
+    "version",
+    "run",
+    "duplicate",
+    "holder",
 ]
 
 

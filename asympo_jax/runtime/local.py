@@ -126,7 +126,8 @@ class LocalProcess:
             elif message["type"] == "submit":
                 groups = wire.groups_from(message.get("groups"))
                 lease = wire.lease_from(message.get("lease"))
-                self._broker.submit(lease, groups, wire.seconds_from(message.get("busy_s")))
+                busy_s = wire.seconds_from(message.get("busy_s"))
+                self._broker.submit(lease, groups, busy_s, self.holder)
                 self.num_handed_in += 1
                 answer = {"type": "accepted"}
             elif message["type"] == "failed":

@@ -116,18 +116,20 @@ class Outstanding:
         left = min((out.deadline for out in self._out.values()), default=math.inf) - now
         return None if left == math.inf else left
 
-    def check(self, lease: Lease, groups: Sequence[Group]) -> None:
-        """Lets groups in that are those of a lease that is out.
+    def check(self, lease: Lease, groups: Sequence[Group], holder: Holder | None) -> None:
+        """Lets groups in that are those of a lease that is out to the one who hands them in.
 
         Raises:
-            Refused: it is not out, or they have another run, version or other tickets, or are not
-                what groups of this run must be.
+            Refused: it is not out, or to another, or they have another run, version or other
+                tickets, or are not what groups of this run must be.
         """
         out = self._out.get(lease.number)
         if lease.run_id != self._run_id:
             raise Refused(f"{lease} is of another run than {self._run_id!r}", "run")
         if out is None or out.lease.attempt != lease.attempt:
             raise Refused(f"{lease} is not out", "duplicate")
+        if out.holder != holder:
+            raise Refused(f"{lease} is out to another sampler", "holder")
         if {lease.version, *(group.version for group in groups)} != {out.lease.version}:
             raise Refused(f"{out.lease} has groups of another version", "version")
         tickets = [group.ticket for group in groups]

@@ -10,7 +10,7 @@ from asympo_jax.tokenizers import Tokenizer
 from asympo_jax.types import GradingFailure, Group
 
 _RECENT_GROUPS = 128
-_ENOUGH_GROUPS = 32  # fewer say little
+_ENOUGH_GROUPS = 32
 _EXAMPLE_CHARACTERS = 200
 
 
@@ -32,23 +32,27 @@ class RewardAlarm:
         """Takes note of the groups that were sampled for an update.
 
         Raises:
-            RewardError: none of them, or too few of the recent ones, could be graded.
+            RewardError: too few of the recent ones could be graded; few groups say little, unless
+                none of this update could be.
         """
         failed = [group for group in groups if not group.is_graded]
         self._recent += [_failures(group) for group in groups]
-        if failed and len(failed) == len(groups):
-            raise RewardError(
-                f"update {update}: none of its {len(groups)} groups could be graded; "
-                f"{_counts([_failures(group) for group in groups])}; {self._example(failed[-1])}"
-            )
         num_failed, total = sum(bool(kind_G.any()) for kind_G in self._recent), len(self._recent)
-        if total < _ENOUGH_GROUPS or num_failed <= self._max_failed_share * total or not failed:
+        if not failed or num_failed <= self._max_failed_share * total:
             return
-        raise RewardError(
-            f"update {update}: {num_failed} of the last {total} groups have a response that could "
-            f"not be graded, more than reward.max_failed_share={self._max_failed_share:g}; "
-            f"{_counts(self._recent)}; {self._example(failed[-1])}"
-        )
+        share = f"more than reward.max_failed_share={self._max_failed_share:g}"
+        example = self._example(failed[-1])
+        if len(failed) == len(groups):
+            raise RewardError(
+                f"update {update}: none of its {len(groups)} groups could be graded; of the "
+                f"last {total} groups {num_failed} could not be, {share}; "
+                f"{_counts([_failures(group) for group in groups])}; {example}"
+            )
+        if total >= _ENOUGH_GROUPS:
+            raise RewardError(
+                f"update {update}: {num_failed} of the last {total} groups have a response that "
+                f"could not be graded, {share}; {_counts(self._recent)}; {example}"
+            )
 
     def _example(self, group: Group) -> str:
         """A response that could not be graded, in words."""

@@ -16,8 +16,9 @@ class Task(abc.ABC):
         tokenizer: text to ids and back, for prompts and responses of this task.
         num_train: number of training prompts.
         num_eval: number of held-out prompts.
-        grades_in_pool: whether rewards may hang, crash or need a main thread, so that they are
-            computed in processes that are killed at a deadline.
+        grades_in_pool: whether rewards may hang, crash or need a main thread, so that they must be
+            computed in processes that are killed at a deadline. Those of a task of your own are by
+            default.
     """
 
     tokenizer: Tokenizer

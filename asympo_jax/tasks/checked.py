@@ -7,7 +7,7 @@ import numpy as np
 from asympo_jax.tasks.base import Task
 from asympo_jax.types import Prompt
 
-_LARGEST_REWARD = 1e30  # sums of squares of groups of them stay in the range of float32's exponent
+LARGEST_REWARD = 1e30  # sums of squares of groups of them stay in the range of float32's exponent
 
 
 class RewardError(Exception):
@@ -25,10 +25,10 @@ def reward_of(reward: Callable[[Prompt, str], float], prompt: Prompt, text: str)
     except (Exception, SystemExit) as error:
         raise RewardError(f"{_call(reward, prompt, text)} raised {_words(error)}") from error
     is_number = isinstance(value, int | float | np.floating | np.integer)
-    if not is_number or not abs(value) <= _LARGEST_REWARD:
+    if not is_number or not abs(value) <= LARGEST_REWARD:
         raise RewardError(
             f"{_call(reward, prompt, text)} returned {value!r:.80}: must be a number of at most "
-            f"{_LARGEST_REWARD:g} in size, and finite"
+            f"{LARGEST_REWARD:g} in size, and finite"
         )
     return float(value)
 

@@ -61,6 +61,11 @@ def make_task(name: str, **options: Any) -> Task:
     return task
 
 
+def is_of_package(task: Task) -> bool:
+    """Whether a task's class is one of this package, and not of a user who derives from one."""
+    return type(task).__module__.startswith(f"{__name__.partition('.')[0]}.")
+
+
 def _is_complete_task(found: Any) -> bool:
     """Whether something is a task that can be made."""
     return inspect.isclass(found) and issubclass(found, Task) and not inspect.isabstract(found)
