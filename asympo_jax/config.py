@@ -101,6 +101,7 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
         **{**config.sampler.to_dict(), "prompts_per_lease": pacing.prompts_per_lease}
     )
     schedule.check_sampler_count(sampler.count, pacing, capacity)
+    learner = LearnerConfig(**config.learner.to_dict())
     model = config.model.to_dict()
     hf_dir = model.pop("hf_dir")
     ModelConfig(vocab_size=1, **model)  # refuses a wrong shape now
@@ -117,7 +118,7 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
         pacing=pacing,
         queue_capacity=capacity,
         objective=objective,
-        step=schedule.step_of(config, objective, pacing),
+        step=schedule.step_of(config, objective, pacing, learner),
         task_name=task_name,
         task_options=task_options,
         reward=_reward(config),
@@ -125,7 +126,7 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
         hf_dir=hf_dir,
         lora=LoraConfig(**config.lora.to_dict()),
         optimizer=OptimizerConfig(**config.optimizer.to_dict()),
-        learner=LearnerConfig(**config.learner.to_dict()),
+        learner=learner,
         sampler=sampler,
         warmup=WarmupConfig(**warmup),
         warmup_dir=warmup_dir,

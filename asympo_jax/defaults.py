@@ -35,6 +35,9 @@ _OPTIMIZER = {
 }
 _LEARNER = {
     "platform": "",
+    "data": 1,
+    "fsdp": 1,
+    "tensor": 1,
     "micro_batch": 8,
     "remat": "none",
     "logp_chunk": 0,

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from asympo_jax import import_path, models
 from asympo_jax.defaults import default_config
@@ -49,7 +50,8 @@ def build_parts(config: ExperimentConfig) -> Parts:
     """The task, the model's shape and the engine's.
 
     Raises:
-        ValueError: the task refuses its options, or has fewer prompts than the config asks for.
+        ValueError: the task refuses its options, has fewer prompts than the config asks for, or
+            the learner's devices cannot share the decoder.
     """
     task = make_task(config.task_name, **config.task_options)
     if config.eval.num_prompts > task.num_eval:
@@ -82,6 +84,7 @@ def build_parts(config: ExperimentConfig) -> Parts:
         record_logp="behaviour" in config.objective.needs or config.sampler.record_behaviour_logp,
     )
     model = _make_model(config, task)
+    config.learner.mesh.check(model)
     pool = _make_pool(config, task)
     return Parts(
         task=task,
@@ -257,7 +260,11 @@ def make_evaluate(
 
     def evaluate(params: Any, greedily: bool) -> dict[str, float]:
         # On the device once: the engine would send what is on the host at every call.
-        params = jax.tree.map(jnp.asarray, as_sampled(config, params))
+        params = as_sampled(config, params)
+        if config.learner.mesh.num_devices > 1:
+            # Evaluation is the work of one device, as that of a sampler is.
+            params = jax.tree.map(np.asarray, params)
+        params = jax.tree.map(jnp.asarray, params)
         failed_before = 0 if pool is None else pool.num_failed
         found = {"eval/accuracy": evaluator.sampled(params).mean}
         if greedily:

@@ -1,5 +1,6 @@
 """The parameters that a run begins with."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,11 @@ def check_initial(config: ExperimentConfig) -> None:
 
 
 def initial_params(
-    config: ExperimentConfig, parts: Parts, workdir: pathlib.Path, check: Callable[[], None]
+    config: ExperimentConfig,
+    parts: Parts,
+    workdir: pathlib.Path,
+    check: Callable[[], None],
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Any:
     """float32 parameters: of a Hugging Face directory, after the warm-up, or random.
 
@@ -36,14 +41,21 @@ def initial_params(
         parts: its task and model.
         workdir: of the run, beside which warm-ups are kept.
         check: called before each step of a warm-up; raises to end a run that cannot go on.
+        mesh: where they go, no device having them whole but for a warm-up; None for one device.
 
     Raises:
         ValueError: the Hugging Face directory cannot be used any more.
     """
     if config.hf_dir is not None:
         say(f"parameters of {config.hf_dir}")
-        return models.load(config.hf_dir).params
+        sharding = None if mesh is None else functools.partial(models.sharding_of, mesh)
+        return models.load(config.hf_dir, sharding=sharding).params
     if config.warmup.num_steps:
+        # On one device: runs on any mesh begin with the same parameters.
         directory = workdirs.warmup_directory(config, workdir)
-        return warmed_up_params(config, parts, directory, check)
-    return models.init_params(parts.model, jax.random.key(config.init_seed))
+        return models.placed(mesh, warmed_up_params(config, parts, directory, check))
+    key = jax.random.key(config.init_seed)
+    if mesh is None:
+        return models.init_params(parts.model, key)
+    init = functools.partial(models.init_params, parts.model)
+    return jax.jit(init, out_shardings=models.shardings_of(mesh, jax.eval_shape(init, key)))(key)

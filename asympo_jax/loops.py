@@ -4,6 +4,8 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 
+import jax
+
 from asympo_jax import experiment, interrupts
 from asympo_jax.learning import TrainState, make_optimizer, make_sign_gradients, make_train_step
 from asympo_jax.progress import Answer, Progress, say
@@ -73,13 +75,14 @@ def make_learner(
     compilations: Compilations,
     save: Callable[[TrainState], None],
     check_saved: Callable[[], None] = lambda: None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Learner:
     """The learner's loop with everything that it needs; where there is one process, it samples.
 
     `check_saved` is called after each update: a checkpoint that could not be written is told then,
-    and not when the next one is due.
+    and not when the next one is due. The step runs on `mesh`; without one, on one device.
     """
-    model = dataclasses.replace(parts.model, remat=config.learner.remat)
+    model = dataclasses.replace(parts.model, remat=config.learner.remat, mesh=mesh)
     in_process = config.runtime_name == "sync"
 
     cadence = SaveCadence(config.checkpoint.every_updates, config.checkpoint.every_s)

@@ -122,7 +122,9 @@ class Prepared:
         placement.pin(learner_cores)
         keep_compiled(self.config.compilation_cache)
         with failures(placement.NoDevice, ValueError, OSError):
-            placement.start_backend("learner.platform", self.config.learner.platform)
+            learner = self.config.learner
+            num_devices = learner.mesh.num_devices
+            placement.start_backend("learner.platform", learner.platform, num_devices)
 
     def run(self) -> Iterator[str]:
         """Replays, writes `metrics.jsonl`, and yields the lines of a table as they come.
@@ -141,11 +143,12 @@ class Prepared:
     def _run(self, writer: MetricsWriter, lines: Mapping[int, Mapping[str, Any]]) -> Iterator[str]:
         """The lines of the table, and those on how it ended."""
         config = self.config
-        model = dataclasses.replace(self.parts.model, remat=config.learner.remat)
+        mesh = config.learner.mesh.make()
+        model = dataclasses.replace(self.parts.model, remat=config.learner.remat, mesh=mesh)
         optimizer = make_optimizer(config.optimizer)
         step = make_train_step(model, config.objective, optimizer, config.step)
         num_positions = config.sampler.max_prompt_tokens + config.sampler.max_response_tokens
-        state, different = self._first_state(), []
+        state, different = self._first_state(mesh), []
         yield _row("update", "objective", _COLUMNS)
         for path in self.files:
             interrupts.raise_if_received()
@@ -189,17 +192,18 @@ class Prepared:
                 "code, kind of machine and number of cores"
             )
 
-    def _first_state(self) -> TrainState:
+    def _first_state(self, mesh: jax.sharding.Mesh | None) -> TrainState:
         """The state before the first batch, with what the objective keeps."""
         own, workdir, needs = self.own, self.request.workdir, self.config.objective.needs
 
         def initial() -> TrainState:
-            params = initial_params(own, self.parts, workdir, interrupts.raise_if_received)
-            return states.first_state(self.config, self.parts, params)
+            check = interrupts.raise_if_received
+            params = initial_params(own, self.parts, workdir, check, mesh)
+            return states.first_state(self.config, self.parts, params, mesh)
 
         if not self.first:
             return initial()
-        state = states.load_state(own, self.parts, workdir, self.first)
+        state = states.load_state(own, self.parts, workdir, self.first, mesh)
         kept: dict[str, Any] = {"proximal": None, "reference": None}
         if "proximal" in needs:
             # Of a run that kept none, the most recent that there are.

@@ -8,6 +8,7 @@ from asympo_jax.defaults import default_config
 from asympo_jax.learning import StepConfig
 from asympo_jax.objectives import Objective
 from asympo_jax.runtime.tickets import Order, Pacing
+from asympo_jax.sections import LearnerConfig
 
 _OF_SAMPLER_PROCESSES = (
     ("runtime", "lease_s"),
@@ -129,19 +130,22 @@ def check_sampler_count(count: int, pacing: Pacing, capacity: int) -> None:
         )
 
 
-def step_of(config: ml_collections.ConfigDict, objective: Objective, pacing: Pacing) -> StepConfig:
+def step_of(
+    config: ml_collections.ConfigDict, objective: Objective, pacing: Pacing, learner: LearnerConfig
+) -> StepConfig:
     """What the learner's step computes.
 
     Raises:
         ValueError: naming the field, its value and what is allowed.
     """
     num_responses = config.prompts_per_update * config.group_size
-    micro_batch = config.learner.micro_batch
+    micro_batch = learner.micro_batch
     if micro_batch and num_responses % micro_batch:
         raise ValueError(
             f"learner.micro_batch={micro_batch}: must be 0 or divide the {num_responses} responses "
             "of a batch (prompts_per_update * group_size)"
         )
+    _check_row_shards(learner, micro_batch or num_responses)
     center = config.advantage.center or objective.center
     scale = config.advantage.scale or objective.scale
     for name, value, allowed in (
@@ -166,9 +170,23 @@ def step_of(config: ml_collections.ConfigDict, objective: Objective, pacing: Pac
         center=center,
         scale=scale,
         micro_batch=micro_batch,
-        logp_chunk=config.learner.logp_chunk,
+        logp_chunk=learner.logp_chunk,
         # Proximal parameters lie between those that sampled and the current ones.
-        proximal_every_updates=min(config.learner.proximal_every_updates, pacing.max_lag + 1),
+        proximal_every_updates=min(learner.proximal_every_updates, pacing.max_lag + 1),
         max_prompt_tokens=config.sampler.max_prompt_tokens,
         max_response_tokens=config.sampler.max_response_tokens,
+        row_shards=learner.mesh.num_row_shards,
     )
+
+
+def _check_row_shards(learner: LearnerConfig, num_rows: int) -> None:
+    """Refuses a mesh of which some devices would have more rows of a micro-batch than others."""
+    num_shards = learner.mesh.num_row_shards
+    if num_rows % num_shards:
+        of_what = (
+            "learner.micro_batch" if learner.micro_batch else "prompts_per_update * group_size"
+        )
+        raise ValueError(
+            f"learner.data={learner.data} with learner.fsdp={learner.fsdp}: their product "
+            f"{num_shards} must divide the {num_rows} rows of a micro-batch ({of_what})"
+        )

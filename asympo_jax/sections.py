@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from asympo_jax.models import PARAMS_DTYPES, ParamsDtype
+from asympo_jax.models import PARAMS_DTYPES, MeshShape, ParamsDtype
 from asympo_jax.models.config import REMATS, Remat
 
 
@@ -14,6 +14,10 @@ class LearnerConfig:
 
     Attributes:
         platform: jax platform; empty for jax's own choice.
+        data: devices that hold the same parameters, each for its own rows of a micro-batch.
+        fsdp: devices that hold a part of the parameters, and have their own rows, too.
+        tensor: devices that share the heads, the MLP and the vocabulary of the same rows. There
+            are data · fsdp · tensor devices; on CPUs, as many parts of the learner's cores.
         micro_batch: rows of responses whose activations are held at once; 0 for as many as there
             are responses, in which case packing saves nothing.
         remat: what the gradient computes again to hold less; see `models.ModelConfig`.
@@ -25,6 +29,9 @@ class LearnerConfig:
     """
 
     platform: str
+    data: int
+    fsdp: int
+    tensor: int
     micro_batch: int
     remat: Remat
     logp_chunk: int
@@ -44,7 +51,13 @@ class LearnerConfig:
         _require(self, "learner", lambda x: x >= 0, "must not be negative", *sizes)
         _require(self, "learner", lambda x: x in REMATS, f"must be one of {list(REMATS)}", "remat")
         at_least = "must be at least 1"
-        _require(self, "learner", lambda x: x >= 1, at_least, "proximal_every_updates")
+        counts = ("data", "fsdp", "tensor", "proximal_every_updates")
+        _require(self, "learner", lambda x: x >= 1, at_least, *counts)
+
+    @property
+    def mesh(self) -> MeshShape:
+        """The devices along each axis of the mesh."""
+        return MeshShape(self.data, self.fsdp, self.tensor)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,28 +13,40 @@ from asympo_jax.runtime.snapshots import parameters_sha256
 from asympo_jax.settings import ExperimentConfig
 
 
-def first_state(config: ExperimentConfig, parts: Parts, params: models.Params) -> TrainState:
+def first_state(
+    config: ExperimentConfig,
+    parts: Parts,
+    params: models.Params,
+    mesh: jax.sharding.Mesh | None = None,
+) -> TrainState:
     """The state at update 0: parameters to be trained, or with LoRA adapters on them.
 
     Args:
         config: the experiment.
         parts: its model.
         params: of the decoder; device arrays are not copied.
+        mesh: where the state lies; None for one device.
     """
     optimizer, needs = make_optimizer(config.optimizer), config.objective.needs
     if not config.lora.rank:
-        return state_from_params(params, optimizer, needs)
+        return models.placed(mesh, state_from_params(params, optimizer, needs))
     # Not the key itself, from which a decoder without a warm-up was drawn.
     key = jax.random.fold_in(jax.random.key(config.init_seed), 1)
     adapters = models.init_adapters(parts.model, config.lora, key)
     base = models.frozen_base(parts.model, params, config.lora)
-    return state_from_params(adapters, optimizer, needs, base)
+    return models.placed(mesh, state_from_params(adapters, optimizer, needs, base))
 
 
 def state_like(
-    config: ExperimentConfig, parts: Parts, workdir: pathlib.Path, checkpointer: Checkpointer
+    config: ExperimentConfig,
+    parts: Parts,
+    workdir: pathlib.Path,
+    checkpointer: Checkpointer,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
     """The shapes of a run's checkpoints and where they go, with the base of their adapters.
+
+    They go onto any mesh, whatever the one that they were saved from.
 
     Without adapters there are no values, which would take the memory of the device a second time.
 
@@ -42,7 +54,7 @@ def state_like(
         CheckpointRefused: the base cannot be made again.
     """
     if not config.lora.rank:
-        return _without_values(config, parts)
+        return _without_values(config, parts, mesh)
     sha256 = checkpointer.base_sha256()
     if config.warmup.num_steps:
         # By its contents: its name depends on the machine and the code that made it.
@@ -50,9 +62,9 @@ def state_like(
         source, candidates = f"a warm-up in {directory}", warmup_cache.kept_params(directory)
     else:
         source = f"model.hf_dir={config.hf_dir}" if config.hf_dir else "the initial parameters"
-        candidates = iter([initial_params(config, parts, workdir, lambda: None)])
+        candidates = iter([initial_params(config, parts, workdir, lambda: None, mesh)])
     for params in candidates:
-        state = first_state(config, parts, params)
+        state = first_state(config, parts, models.placed(mesh, params), mesh)
         if parameters_sha256(state.base) == sha256:
             return state
     raise CheckpointRefused(
@@ -61,23 +73,34 @@ def state_like(
     )
 
 
-def _without_values(config: ExperimentConfig, parts: Parts) -> TrainState:
-    """The shapes of a run's states, on the device where they would be made."""
+def _without_values(
+    config: ExperimentConfig, parts: Parts, mesh: jax.sharding.Mesh | None
+) -> TrainState:
+    """The shapes of a run's states, on the devices where they would be made."""
 
     def first() -> TrainState:
         params = models.init_params(parts.model, jax.random.key(config.init_seed))
         return first_state(config, parts, params)
 
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    state = jax.eval_shape(first)
+    if mesh is None:
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: place, state)
+    else:
+        shardings = models.shardings_of(mesh, state)
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), jax.eval_shape(first)
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, shardings
     )
 
 
 def load_state(
-    config: ExperimentConfig, parts: Parts, workdir: pathlib.Path, update: int | None = None
+    config: ExperimentConfig,
+    parts: Parts,
+    workdir: pathlib.Path,
+    update: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
-    """The state in a run's newest checkpoint, or in that of an update.
+    """The state in a run's newest checkpoint, or in that of an update, on a mesh or one device.
 
     Raises:
         ValueError: there is none.
@@ -88,7 +111,7 @@ def load_state(
         raise ValueError(f"workdir={workdir}: has no checkpoint")
     if update is not None and update not in updates:
         raise ValueError(f"update={update}: workdir={workdir} has checkpoints of {updates}")
-    like = state_like(config, parts, workdir, checkpointer)
+    like = state_like(config, parts, workdir, checkpointer, mesh)
     state = checkpointer.state(like, updates[-1] if update is None else update)
     checkpointer.close()
     return state

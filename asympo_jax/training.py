@@ -12,6 +12,8 @@ import time
 import uuid
 from typing import IO, Any
 
+import jax
+
 from asympo_jax import environment, experiment, interrupts, live, states, workdirs
 from asympo_jax.endings import Diverged, RunFailed, Stopped, failures
 from asympo_jax.initial import check_initial, initial_params
@@ -90,7 +92,8 @@ class Prepared:
         placement.pin(learner_cores)
         keep_compiled(self.config.compilation_cache)
         try:
-            placement.start_backend("learner.platform", self.config.learner.platform)
+            shape, platform = self.config.learner.mesh, self.config.learner.platform
+            placement.start_backend("learner.platform", platform, shape.num_devices)
         except placement.NoDevice as error:
             raise RunFailed(str(error)) from error
         environment.record(self.workdir, environment.describe(placement.device_kinds()), say)
@@ -99,7 +102,7 @@ class Prepared:
         with lock, interrupts.cleaning(lambda: shutil.rmtree(directory, ignore_errors=True)):
             store = SnapshotStore(directory, run_id, self.config.sampler.params_dtype)
             try:
-                run = _Run(self.config, self.parts, self.workdir, store, run_id)
+                run = _Run(self.config, self.parts, self.workdir, store, run_id, shape.make())
                 with failures(*_CAUSES):
                     result = run.train(all_cores)
             except NonFinite as failure:
@@ -149,6 +152,7 @@ class _Run:
     workdir: pathlib.Path
     store: SnapshotStore
     run_id: str
+    mesh: jax.sharding.Mesh | None = None
 
     @property
     def admission(self) -> Admission:
@@ -197,7 +201,7 @@ class _Run:
             stack.callback(publisher.close, _STOP_TIMEOUT_S)
             learner = make_learner(
                 config, self.parts, self.store, broker, publisher, writer, progress, log,
-                compilations, save, checkpointer.check,
+                compilations, save, checkpointer.check, self.mesh,
             )  # fmt: skip
             with interrupts.asking(broker.close, config.checkpoint.grace_s):
                 state = learner.run(state)
@@ -271,7 +275,7 @@ class _Run:
         """The state to go on from, whose snapshots are written; updates skipped in a row before."""
         config, parts = self.config, self.parts
         if checkpointer.latest() is not None:
-            like = states.state_like(config, parts, self.workdir, checkpointer)
+            like = states.state_like(config, parts, self.workdir, checkpointer, self.mesh)
             restored = checkpointer.restore(like, config.pacing.prompts_per_update)
             self.store.write_base(restored.state.base)
             for version, params in restored.snapshots.items():
@@ -284,8 +288,8 @@ class _Run:
 
         # Only reading finds some of what is wrong with a Hugging Face directory.
         with failures(ValueError) if config.hf_dir else contextlib.nullcontext():
-            params = initial_params(config, parts, self.workdir, check)
-        state = states.first_state(config, parts, params)
+            params = initial_params(config, parts, self.workdir, check, self.mesh)
+        state = states.first_state(config, parts, params, self.mesh)
         self.store.write_base(state.base)
         self.store.write(0, state.params)
         return state, 0

@@ -23,7 +23,8 @@ from asympo_jax.endings import InUse, RunFailed
 from asympo_jax.runtime.files import replace
 from asympo_jax.settings import ExperimentConfig
 
-# What may change between two calls on one workdir: what ticket order trains is the same.
+# What may change between two calls on one workdir: what ticket order trains is the same, but for
+# its last bits on another mesh of devices.
 _FREE = (
     "num_updates",
     "eval.",
@@ -34,6 +35,9 @@ _FREE = (
     "reward.max_failed_share",
     "sampler.count",
     "learner.max_skipped_updates",
+    "learner.data",
+    "learner.fsdp",
+    "learner.tensor",
     "warmup.dir",
 )
 

@@ -11,7 +11,7 @@ from asympo_jax import objectives
 from asympo_jax.learning.micro_batches import mapped, summed_gradient
 from asympo_jax.learning.packing import PackedBatch, Rows
 from asympo_jax.learning.train_state import KEPT, StepConfig, TrainState
-from asympo_jax.models import ModelConfig, head_matrix, hidden_states, target_logp
+from asympo_jax.models import ModelConfig, head_matrix, hidden_states, kept_placed, target_logp
 from asympo_jax.models.attention import make_attend_packed
 
 
@@ -79,6 +79,7 @@ def policy_gradient(
     by_response = (dataclasses.replace(policy, totals=None), packed.first_B, weight_BT)
 
     def loss_share(params: Any, rows: Rows) -> tuple[Array, Any]:
+        params = kept_placed(model.mesh, params)
         logp_NRC, entropy_NRC = _score(model, config, state.decoder(params), rows)
         # Of a response that is none, the mask is empty.
         policy_M, first_M, weight_MT = jax.tree.map(
@@ -115,6 +116,7 @@ def _score(model: ModelConfig, config: StepConfig, params: Any, rows: Rows) -> t
         rows.target_NRC.reshape(-1, num_columns),
         config.temperature,
         config.logp_chunk,
+        model.mesh,
     )
     shape = rows.token_NRC.shape
     return logp_BC.reshape(shape), entropy_BC.reshape(shape)

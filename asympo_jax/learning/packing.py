@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from asympo_jax.models import row_sharding
 from asympo_jax.types import Batch
 
 
@@ -77,12 +78,14 @@ class Packing:
         micro_batch: rows at once; 0 for as many as there are responses.
         max_prompt_tokens: room for a prompt; 0 for all positions.
         max_response_tokens: columns of a row (C); 0 for all positions.
+        row_shards: parts that the blocks of a micro-batch are split into, one for each device.
     """
 
     group_size: int
     micro_batch: int
     max_prompt_tokens: int = 0
     max_response_tokens: int = 0
+    row_shards: int = 1
 
 
 # One prompt and the rows of its responses, each row a list of them.
@@ -135,6 +138,31 @@ def pack(packing: Packing, batch: Batch) -> PackedBatch:
     )
 
 
+def spread(mesh: jax.sharding.Mesh, packed: PackedBatch) -> PackedBatch:
+    """The batch on a mesh: each device has its own rows, and its share of the responses."""
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    by_response, by_block = row_sharding(mesh), row_sharding(mesh, axis=1)
+    batch = packed.batch
+    return PackedBatch(
+        batch=Batch(
+            tokens_BT=_put(by_response, batch.tokens_BT),
+            drawn_BT=_put(by_response, batch.drawn_BT),
+            reward_PG=_put(everywhere, batch.reward_PG),
+            behaviour_logp_BT=jax.tree.map(lambda x: _put(by_response, x), batch.behaviour_logp_BT),
+        ),
+        rows=jax.tree.map(lambda x: _put(by_block, x), packed.rows),
+        num_micro_batches=_put(everywhere, packed.num_micro_batches),
+        first_B=_put(by_response, packed.first_B),
+        place_B=_put(by_response, packed.place_B),
+    )
+
+
+def _put(sharding: jax.sharding.Sharding, x: Any) -> jax.Array:
+    """What is on the host, on the devices; each process has all of it and puts its own part."""
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
+
 def _by_prompt(
     packing: Packing,
     tokens_BT: np.ndarray,
@@ -178,7 +206,10 @@ def _cheapest(
         at_once = rows_at_once // rows_a_block
         return -(-num_blocks // at_once) * at_once * (room + rows_a_block * num_columns)
 
-    allowed = [n for n in range(1, packing.group_size + 1) if rows_at_once % n == 0]
+    # Each part has as many whole blocks.
+    allowed = [
+        n for n in range(1, packing.group_size + 1) if rows_at_once % (n * packing.row_shards) == 0
+    ]
     # Powers of two and the most: each that is ever chosen is compiled.
     allowed = [n for n in allowed if n & (n - 1) == 0 or n == allowed[-1]]
     return min(reversed(allowed), key=num_tokens)

@@ -63,6 +63,7 @@ class StepConfig:
         proximal_every_updates: updates after which the proximal parameters are renewed.
         max_prompt_tokens: room for a prompt; 0 for all positions.
         max_response_tokens: room for a response; 0 for all positions.
+        row_shards: parts that the rows of a micro-batch are split into, one for each device.
     """
 
     group_size: int
@@ -74,12 +75,13 @@ class StepConfig:
     proximal_every_updates: int = 4
     max_prompt_tokens: int = 0
     max_response_tokens: int = 0
+    row_shards: int = 1
 
     @property
     def packing(self) -> Packing:
         """How responses are packed."""
         sizes = self.micro_batch, self.max_prompt_tokens, self.max_response_tokens
-        return Packing(self.group_size, *sizes)
+        return Packing(self.group_size, *sizes, self.row_shards)
 
 
 def init_state(

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 
 from asympo_jax import objectives
 from asympo_jax.learning.gradient import policy_batch, policy_gradient, weight_by_batch
-from asympo_jax.learning.packing import PackedBatch, pack
+from asympo_jax.learning.packing import PackedBatch, pack, spread
 from asympo_jax.learning.train_state import StepConfig, TrainState, with_proximal
-from asympo_jax.models import ModelConfig
+from asympo_jax.models import ModelConfig, kept_placed
 from asympo_jax.objectives.masked import masked_mean
 from asympo_jax.types import Batch
 
@@ -27,18 +27,29 @@ class Packed:
         on_packed: the jitted function of a state and a `PackedBatch`.
     """
 
-    def __init__(self, function: Callable[..., Any], config: StepConfig, **options: Any):
-        """Args: the function, how to pack for it, and options of `jax.jit`."""
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        config: StepConfig,
+        mesh: jax.sharding.Mesh | None,
+        **options: Any,
+    ):
+        """Args: the function, how to pack for it, its devices, and options of `jax.jit`."""
         self.on_packed = jax.jit(function, **options)
-        self._packing = config.packing
+        self._packing, self._mesh = config.packing, mesh
 
     def __call__(self, state: TrainState, batch: Batch) -> Any:
         """The function's value."""
-        return self.on_packed(state, pack(self._packing, batch))
+        return self.on_packed(state, self._packed(batch))
 
     def lower(self, state: TrainState, batch: Batch) -> Any:
         """What `jax.jit` gives to compile for batches like this one."""
-        return self.on_packed.lower(state, pack(self._packing, batch))
+        return self.on_packed.lower(state, self._packed(batch))
+
+    def _packed(self, batch: Batch) -> PackedBatch:
+        """The batch in rows, each on the device that works on it."""
+        packed = pack(self._packing, batch)
+        return packed if self._mesh is None else spread(self._mesh, packed)
 
 
 def make_train_step(
@@ -87,9 +98,9 @@ def make_train_step(
         state = dataclasses.replace(
             state, params=params, opt_state=opt_state, update=state.update + 1
         )
-        return state, metrics
+        return kept_placed(model.mesh, state), metrics
 
-    return Packed(update_step, config, donate_argnums=0)
+    return Packed(update_step, config, model.mesh, donate_argnums=0)
 
 
 def _selected(is_new: Array, new: Any, old: Any) -> Any:
@@ -127,4 +138,4 @@ def make_sign_gradients(
         cosine = dot / jnp.where(product > 0, product, 1.0)
         return {"grad/positive": norms[0], "grad/negative": norms[1], "grad/cosine": cosine}
 
-    return Packed(sign_gradients, config)
+    return Packed(sign_gradients, config, model.mesh)

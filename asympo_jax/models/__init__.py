@@ -13,6 +13,14 @@ from asympo_jax.models.lora import (
 )
 from asympo_jax.models.rope import LinearScaling, Llama3Scaling
 from asympo_jax.models.rounding import PARAMS_DTYPES, ParamsDtype, rounded
+from asympo_jax.models.sharding import (
+    MeshShape,
+    kept_placed,
+    placed,
+    row_sharding,
+    sharding_of,
+    shardings_of,
+)
 from asympo_jax.models.transformer import (
     Params,
     head_logits,
@@ -27,6 +35,7 @@ __all__ = [
     "LinearScaling",
     "Llama3Scaling",
     "LoraConfig",
+    "MeshShape",
     "Model",
     "ModelConfig",
     "Params",
@@ -38,13 +47,18 @@ __all__ = [
     "hidden_states",
     "init_adapters",
     "init_params",
+    "kept_placed",
     "load",
     "load_config",
     "logits",
     "merge",
+    "placed",
     "rounded",
+    "row_sharding",
     "save",
     "save_adapters",
+    "sharding_of",
+    "shardings_of",
     "target_logp",
     "token_logp",
     "with_adapters",

@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Literal, get_args
 
+import jax
+
 from asympo_jax.models.rope import RopeScaling
 
 Remat = Literal["none", "dots", "full"]
@@ -33,6 +35,7 @@ class ModelConfig:
         remat: what the gradient computes again to hold less: `none`; `dots`, all of a block but the
             products with its matrices; `full`, all of a block, a third more work, with memory for
             the activations of one block and the inputs of the others.
+        mesh: the devices that share the work, see `sharding`; None for one.
     """
 
     vocab_size: int
@@ -50,6 +53,7 @@ class ModelConfig:
     dtype: str = "float32"
     rope_scaling: RopeScaling | None = None
     remat: Remat = "none"
+    mesh: jax.sharding.Mesh | None = None
 
     def __post_init__(self):
         """Refuses shapes that cannot be built.

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from asympo_jax.models.attention import Attend, attend_causally
 from asympo_jax.models.config import ModelConfig
 from asympo_jax.models.rope import Rotation, rotate, rotation
+from asympo_jax.models.sharding import kept_by_rows, kept_by_vocabulary
 
 Params = Any
 
@@ -176,13 +177,16 @@ class Transformer(nn.Module):
         if not config.tied_head:
             # Not used here: declared so that one `init` makes every parameter.
             self.param("head", init, (config.vocab_size, config.width))
-        x_BTD = jnp.take(embedding_VD, tokens_BT, axis=0).astype(config.dtype)
+        table_VD = kept_by_vocabulary(config.mesh, embedding_VD)
+        x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(config.dtype)
+        x_BTD = kept_by_rows(config.mesh, x_BTD)
         turned_by = rotation(position_BT, config.head_width, config.rope_theta, config.rope_scaling)
         caches_out = []
         block = _REMAT[config.remat](Block)
         for layer in range(config.num_layers):
             cache = None if caches is None else caches[layer]
             x_BTD, cache = block(config, name=f"layer_{layer}")(x_BTD, turned_by, attend, cache)
+            x_BTD = kept_by_rows(config.mesh, x_BTD)
             caches_out.append(cache)
         return RMSNorm(config.norm_epsilon, name="final_norm")(x_BTD), tuple(caches_out)
 

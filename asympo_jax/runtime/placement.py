@@ -43,23 +43,31 @@ class NoDevice(Exception):
     """A platform that jax has no devices of here."""
 
 
-def start_backend(field: str, platform: str) -> None:
+def start_backend(field: str, platform: str, num_devices: int = 1) -> None:
     """Starts jax on a platform, or on its own choice if that is empty.
 
     Args:
         field: of the config that names it.
         platform: of jax.
+        num_devices: that are needed; where they are CPUs, the cores are split into as many.
 
     Raises:
-        NoDevice: there is none here.
+        NoDevice: there is none here, or not as many.
     """
     if platform:
         jax.config.update("jax_platforms", platform)
+    if num_devices > 1 and _HOST_DEVICES not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", num_devices)
     try:
-        jax.devices()
+        found = jax.devices()
     except (RuntimeError, AssertionError) as error:
         words = f" ({error})" if str(error) else ""
         raise NoDevice(f"{field}={platform!r}: jax finds no such device here{words}") from error
+    if len(found) < num_devices:
+        raise NoDevice(
+            f"learner.data * learner.fsdp * learner.tensor = {num_devices}: jax finds "
+            f"{len(found)} devices of platform {found[0].platform!r} here"
+        )
 
 
 def device_kinds() -> list[str]:

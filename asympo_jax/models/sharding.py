@@ -1,0 +1,161 @@
+"""Where parameters and rows lie on a mesh of devices: one table of logical axes.
+
+Each axis of a parameter has a name, and each name a part of the mesh that it is split over. XLA
+does the rest: what it needs whole for a product it gathers, and gradients come out split alike.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from asympo_jax.models.config import ModelConfig
+
+# Of the mesh: copies of the parameters, parts of the parameters, parts of each product.
+AXES = ("data", "fsdp", "tensor")
+# What the rows of a batch are split over, so that `fsdp` parts the work as well as the memory.
+ROWS = ("data", "fsdp")
+VOCABULARY = "tensor"
+
+# Logical axis -> axis of the mesh, and the field of `ModelConfig` that is its size.
+_RULES = {
+    "vocabulary": (VOCABULARY, "vocab_size"),
+    "width": ("fsdp", "width"),
+    "heads": ("tensor", "num_heads"),
+    "kv_heads": ("tensor", "num_kv_heads"),
+    "mlp": ("tensor", "mlp_width"),
+}
+# Logical axes of the inputs and the outputs of a matrix; None is not split.
+_MATRICES: dict[str, tuple[tuple[str | None, ...], tuple[str | None, ...]]] = {
+    "embedding": (("vocabulary",), ("width",)),
+    "head": (("vocabulary",), ("width",)),
+    "query": (("width",), ("heads", None)),
+    "key": (("width",), ("kv_heads", None)),
+    "value": (("width",), ("kv_heads", None)),
+    "out": (("heads", None), ("width",)),
+    "gate": (("width",), ("mlp",)),
+    "up": (("width",), ("mlp",)),
+    "down": (("mlp",), ("width",)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """How many devices there are along each axis of a mesh.
+
+    Attributes:
+        data: that hold the same parameters, each for its own rows.
+        fsdp: that hold a part of the parameters, and have their own rows, too.
+        tensor: that work on parts of the heads, the MLP and the vocabulary of the same rows.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    @property
+    def num_devices(self) -> int:
+        """All of the mesh."""
+        return self.data * self.fsdp * self.tensor
+
+    @property
+    def num_row_shards(self) -> int:
+        """Parts that the rows of a batch are split into."""
+        return self.data * self.fsdp
+
+    def check(self, model: ModelConfig) -> None:
+        """Refuses a mesh that does not divide what it splits.
+
+        Raises:
+            ValueError: naming the field, its value and what it must divide.
+        """
+        for axis, field in _RULES.values():
+            size, parts = getattr(model, field), getattr(self, axis)
+            if size % parts:
+                raise ValueError(
+                    f"learner.{axis}={parts}: must divide the decoder's {field}, which is {size}"
+                )
+
+    def make(self) -> Mesh | None:
+        """The mesh of the first devices; None for one device, which needs none."""
+        if self.num_devices == 1:
+            return None
+        shape, kinds = (self.data, self.fsdp, self.tensor), (AxisType.Auto,) * len(AXES)
+        return jax.make_mesh(shape, AXES, kinds, devices=jax.devices()[: self.num_devices])
+
+
+def sharding_of(mesh: Mesh, path: str) -> NamedSharding:
+    """Where a parameter lies, or what an optimiser keeps for it.
+
+    Args:
+        mesh: the devices.
+        path: names from the root to it, such as "layer_0/attention/query/kernel"; those before the
+            last two do not matter.
+    """
+    axes = _logical_axes(path.split("/"))
+    return NamedSharding(mesh, PartitionSpec(*(_RULES[axis][0] if axis else None for axis in axes)))
+
+
+def shardings_of(mesh: Mesh, tree: Any) -> Any:
+    """`sharding_of` every array of a tree: parameters, adapters, what an optimiser keeps."""
+
+    def of(path: Any, leaf: Any) -> NamedSharding:
+        names = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        found = sharding_of(mesh, "/".join(names))
+        assert len(found.spec) in (0, len(leaf.shape)), (names, leaf.shape)
+        return found
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def placed(mesh: Mesh | None, tree: Any) -> Any:
+    """The arrays where the table says, one after the other; as they are without a mesh."""
+    return tree if mesh is None else jax.tree.map(jax.device_put, tree, shardings_of(mesh, tree))
+
+
+def kept_placed(mesh: Mesh | None, tree: Any) -> Any:
+    """Within a jitted function: these arrays, and gradients by them, lie where the table says."""
+    if mesh is None:
+        return tree
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings_of(mesh, tree))
+
+
+def row_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Where an array lies whose rows are along an axis."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, ROWS))
+
+
+def kept_by_rows(mesh: Mesh | None, x: Array) -> Array:
+    """Within a jitted function: every device has its own rows of `x`, with all that is in them."""
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, row_sharding(mesh))
+
+
+def kept_by_vocabulary(mesh: Mesh | None, table_VD: Array) -> Array:
+    """Within a jitted function: rows of the table stay apart, and their width is put together.
+
+    Else XLA would put together what all devices look up in it, of all rows of the batch.
+    """
+    if mesh is None:
+        return table_VD
+    place = NamedSharding(mesh, PartitionSpec(VOCABULARY))
+    return jax.lax.with_sharding_constraint(table_VD, place)
+
+
+def _logical_axes(path: list[str]) -> tuple[str | None, ...]:
+    """Logical axes of a parameter; none of a vector or a scalar that all devices have whole."""
+    matrix = next((name for name in path[-2:] if name in _MATRICES), None)
+    if matrix is None:
+        return ()
+    inputs, outputs = _MATRICES[matrix]
+    match path[-1]:
+        case "bias" | "kernel_scale":
+            return outputs
+        case "lora_a":
+            return (*inputs, None)
+        case "lora_b":
+            return (None, *outputs)
+        case "lora_scale":
+            return ()
+    return (*inputs, *outputs)
