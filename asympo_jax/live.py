@@ -8,6 +8,7 @@ opened, so that a process that is killed leaves the terminal as it was.
 import contextlib
 import math
 import os
+import select
 import sys
 from collections.abc import Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
@@ -53,19 +54,35 @@ def progress(config: ExperimentConfig) -> Iterator[Progress]:
 
 
 def is_wanted(stream: IO[str] | None, environ: Mapping[str, str]) -> bool:
-    """Whether a view can be drawn: on a terminal that can move its cursor, where rich is there."""
+    """Whether a view can be drawn: in the foreground of a terminal that can move its cursor."""
     try:
         if stream is None or not stream.isatty():
             return False
     except ValueError:  # closed
         return False
-    if environ.get("TERM", "").lower() in _DUMB:
+    if environ.get("TERM", "").lower() in _DUMB or not is_ours(stream):
         return False
     try:
         import rich.live  # noqa: F401
     except ImportError:
         return False
     return True
+
+
+def is_ours(stream: IO[str]) -> bool:
+    """Whether the lines of a terminal are this process's, and not those of a shell before it."""
+    try:
+        return os.tcgetpgrp(stream.fileno()) == os.getpgrp()
+    except OSError:  # no shell runs its jobs on it
+        return True
+
+
+def can_take_more(stream: IO[str]) -> bool:
+    """Whether a terminal reads what it is sent; one that was stopped would hold the run up."""
+    try:
+        return bool(select.select([], [stream], [], 0)[1])
+    except (OSError, ValueError):  # it is gone, as the writing will tell
+        return True
 
 
 class View:
@@ -83,7 +100,11 @@ class View:
 
         self._num_updates = num_updates
         self._title = visible(title)
-        self._live = Live(console=_make_console(stream), auto_refresh=False)
+        self._stream = stream
+        # What goes to standard output stays there, if it is a file.
+        is_terminal = sys.stdout is not None and sys.stdout.isatty()
+        console = _make_console(stream)
+        self._live = Live(console=console, auto_refresh=False, redirect_stdout=is_terminal)
 
     def __enter__(self) -> "View":
         """From here on lines on standard error go above the view."""
@@ -104,10 +125,13 @@ class View:
         left: str,
         answer: Answer | None,
     ) -> None:
-        """See `progress.View`; a terminal that is gone ends no run."""
+        """See `progress.View`; a terminal that is gone, or does not read, holds no run up."""
         state = self._drawn(update, metrics, accuracy, left, answer)
-        with contextlib.suppress(OSError, ValueError):
-            self._live.update(state, refresh=True)
+        try:
+            if is_ours(self._stream) and can_take_more(self._stream):
+                self._live.update(state, refresh=True)
+        except (OSError, ValueError):
+            self._live.console.quiet = True  # else it keeps all that it could not write
 
     def _drawn(
         self,

@@ -72,8 +72,15 @@ class LogConfig:
                 f"log.wandb_project={project!r}: must have from 1 to 128 characters, and "
                 "none of / \\ # ? % :"
             )
-        if project is not None and importlib.util.find_spec("wandb") is None:
+
+    def check_installed(self) -> None:
+        """Refuses a project of a package that is not there; only training sends anything to it.
+
+        Raises:
+            ValueError: naming the field, its value and what installs the package.
+        """
+        if self.wandb_project is not None and importlib.util.find_spec("wandb") is None:
             raise ValueError(
-                f"log.wandb_project={project!r}: needs the package wandb, which is not installed: "
-                "run pip install 'asympo_jax[wandb]'"
+                f"log.wandb_project={self.wandb_project!r}: needs the package wandb, which is not "
+                "installed: run pip install 'asympo_jax[wandb]'"
             )

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from asympo_jax.printable import visible
+
 _SECONDS_BETWEEN_LINES = 3.0
 _SECONDS_BETWEEN_VIEWS = 0.25
 
@@ -167,7 +169,10 @@ def say_left_out(task: object) -> None:
 
 
 def say(line: str) -> None:
-    """A line to standard error, where it mixes with no result; without one, to nobody."""
+    """A line to standard error, where it mixes with no result; without one, to nobody.
+
+    What a model wrote may be part of it, as in the words of a reward that failed.
+    """
     with contextlib.suppress(OSError, AttributeError, ValueError):  # closed, full, or None
-        sys.stderr.write(line + "\n")
+        sys.stderr.write(visible(line, kept="\n\t") + "\n")
         sys.stderr.flush()

@@ -189,7 +189,7 @@ class Prepared:
         if different:
             raise RunFailed(
                 f"update {different[0]}: is not as it was recorded; the same bits need the same "
-                "code, kind of machine and number of cores"
+                "code, kind of machine, number of cores and mesh"
             )
 
     def _first_state(self, mesh: jax.sharding.Mesh | None) -> TrainState:

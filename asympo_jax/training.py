@@ -126,6 +126,7 @@ def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
     """
     parts = experiment.build_parts(config)
     check_initial(config)
+    config.log.check_installed()
     say_left_out(parts.task)
     workdirs.check_writable("workdir", workdir)
     if config.warmup.num_steps:

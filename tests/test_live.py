@@ -1,5 +1,6 @@
 """The view of a run on a terminal: what it shows, and that it leaves the terminal whole."""
 
+import contextlib
 import io
 import os
 import pty
@@ -148,8 +149,45 @@ def test_a_terminal_that_is_gone_ends_no_run(terminal):
         show(view)
         terminal.gone = True
         show(view)
+        seen = len(terminal.getvalue())
+        terminal.gone = False
+        show(view)
+        assert len(terminal.getvalue()) == seen, "given up: what could not be written would pile up"
+        terminal.gone = True
         say("nobody sees this")
     terminal.gone = False
+
+
+@pytest.mark.parametrize("name", ["is_ours", "can_take_more"])
+def test_a_terminal_that_is_a_shells_again_or_does_not_read_is_not_drawn_on(
+    terminal, monkeypatch, name
+):
+    with live.View(150, "asympo", terminal) as view:
+        show(view)
+        seen = len(terminal.getvalue())
+        with monkeypatch.context() as patched:
+            patched.setattr(live, name, lambda stream: False)
+            show(view)
+            assert len(terminal.getvalue()) == seen
+        show(view)
+        assert len(terminal.getvalue()) > seen
+
+
+def test_a_terminal_whose_other_end_does_not_read_takes_no_more():
+    controller, other = pty.openpty()
+    os.set_blocking(other, False)
+    with open(other, "w") as stream:
+        assert live.can_take_more(stream) and live.is_ours(stream)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(other, b"x" * 4096)
+        assert not live.can_take_more(stream)
+        os.close(controller)
+
+
+def test_words_of_a_model_in_a_message_cannot_steer_the_terminal(capsys):
+    say("error: no answer in \x1b[2J\x9b31m two\nlines")
+    assert capsys.readouterr().err == "error: no answer in \\x1b[2J\\x9b31m two\nlines\n"
 
 
 class Seen:

@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
 import pytest
 
 from asympo_jax import training
@@ -73,6 +74,20 @@ def test_of_many_prompts_few_are_made_and_the_ends_are_among_them():
         found.add(prompts_sha256(task))
         assert task.asked <= 64
     assert len(found) == 3
+
+
+@pytest.mark.parametrize(
+    "prompt", [Prompt(0, "1+1=", ("2", "3")), Prompt(np.int64(0), "1+1=", "2"), "1+1="]
+)
+def test_a_prompt_that_would_be_another_in_a_grading_process_is_refused(prompt):
+    class Wrong(Listed):
+        def train_prompt(self, index):
+            return prompt
+
+    with pytest.raises(
+        ValueError, match=r"prompt 0 of the task is .* must be a Prompt of an index"
+    ):
+        prompts_sha256(Wrong(TEXTS))
 
 
 def prepared(workdir: pathlib.Path, **fields) -> None:

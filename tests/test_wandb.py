@@ -3,6 +3,7 @@
 import importlib.machinery
 import json
 import sys
+import threading
 import types
 
 import pytest
@@ -12,6 +13,7 @@ from asympo_jax.config import resolve
 from asympo_jax.loops import make_writer
 from asympo_jax.runtime.metrics import MetricsWriter
 from asympo_jax.runtime.wandb_log import WandbLog
+from asympo_jax.training import prepare
 
 
 class StandIn(types.ModuleType):
@@ -119,7 +121,24 @@ def test_a_project_that_has_no_such_name_is_refused(wandb, project):
         resolve(with_fields(log__wandb_project=project))
 
 
-def test_a_project_is_refused_where_the_package_is_not_installed(monkeypatch):
+def test_a_project_is_refused_where_the_package_is_not_installed(monkeypatch, tmp_path):
+    config = resolve(with_fields(log__wandb_project="mine"))  # as for an evaluation of the run
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"log.wandb_project='mine'.*asympo_jax\[wandb\]"):
-        resolve(with_fields(log__wandb_project="mine"))
+        prepare(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_ends_though_theirs_does_not(wandb, writer, monkeypatch):
+    never = threading.Event()
+    monkeypatch.setattr(wandb, "finish", never.wait)
+    monkeypatch.setattr("asympo_jax.runtime.wandb_log._FINISH_S", 0.01)
+    writer.write(1, {"loss": 0.5})
+    writer.close()
+    never.set()
+
+
+def test_nobody_is_asked_for_a_login_for_long(wandb, writer):
+    writer.write(1, {"loss": 0.5})
+    settings = wandb.begun[0]["settings"]
+    assert settings["login_timeout"] <= 30 and settings["init_timeout"] <= 30

@@ -16,6 +16,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from asympo_jax.printable import visible
 from asympo_jax.report import figures, grid, study, study_figures, study_table
 from asympo_jax.report.details import Details, load_details
 from asympo_jax.report.page import render
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _report_study(given, found[0], parsed.out)
         return _report_runs(given, parsed.out)
     except ValueError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {visible(' '.join(str(error).split()))}\n")
         return 2
 
 
@@ -61,9 +62,9 @@ def _report_runs(given: Sequence[pathlib.Path], out_given: str | None) -> int:
     rows = [make_row(run) for run in runs]
     details = [load_details(*pair) for pair in zip(directories, runs, strict=True)]
     files = _write(rows, details, out)
+    table = visible(format_table(rows), kept="\n")  # names may be of a run that somebody sent
     sys.stdout.write(
-        f"{format_table(rows)}\n{FOOTNOTE}written: {out / files[0]} and {', '.join(files[1:])} "
-        "beside it\n"
+        f"{table}\n{FOOTNOTE}written: {out / files[0]} and {', '.join(files[1:])} beside it\n"
     )
     return 0
 

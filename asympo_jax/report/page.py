@@ -203,7 +203,7 @@ def _machine(attempt: Any) -> list[tuple[str, str]]:
     kinds = list(map(str, devices)) if isinstance(devices, list) else []
     counts = {kind: kinds.count(kind) for kind in kinds}
     memory = attempt.get("memory_bytes")
-    gib = f"{memory / 2**30:.0f} GiB" if isinstance(memory, int | float) else "–"
+    gib = f"{memory / 2**30:.0f} GiB" if isinstance(memory, int) and memory < 2**63 else "–"
     return [
         ("command", words(attempt.get("command"))),
         ("started", words(attempt.get("started"))),

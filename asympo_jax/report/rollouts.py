@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 _FILE = re.compile(r"update_(\d+)\.jsonl")
+_MANY = 2**63  # no number of a run
 _TEXTS, _NUMBERS = ("prompt", "response", "stop"), ("ticket", "version", "lag", "tokens")
 
 
@@ -102,7 +103,7 @@ def _sample(update: int, line: str) -> Sample | None:
     is_usable = (
         (reward is None or isinstance(reward, int | float))
         and all(isinstance(text, str) for text in texts.values())
-        and all(isinstance(number, int) for number in numbers.values())
+        and all(isinstance(number, int) and abs(number) < _MANY for number in numbers.values())
     )
     if not is_usable:
         return None

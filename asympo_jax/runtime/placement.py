@@ -56,9 +56,9 @@ def start_backend(field: str, platform: str, num_devices: int = 1) -> None:
     """
     if platform:
         jax.config.update("jax_platforms", platform)
-    if num_devices > 1 and _HOST_DEVICES not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", num_devices)
     try:
+        if num_devices > 1 and _HOST_DEVICES not in os.environ.get("XLA_FLAGS", ""):
+            jax.config.update("jax_num_cpu_devices", num_devices)
         found = jax.devices()
     except (RuntimeError, AssertionError) as error:
         words = f" ({error})" if str(error) else ""

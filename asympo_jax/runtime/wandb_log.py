@@ -2,8 +2,11 @@
 
 import contextlib
 import pathlib
+import threading
 from collections.abc import Mapping
 from typing import Any
+
+_BEGIN_S, _FINISH_S = 15, 30.0
 
 
 class WandbFailed(OSError):
@@ -47,10 +50,16 @@ class WandbLog:
             raise WandbFailed(f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
-        """Sends what waits; theirs bounds how long."""
+        """Sends what waits, for half a minute at most: without a network theirs never ends."""
         if self._run is not None:
-            with contextlib.suppress(Exception):  # as above, and nobody is left to be told
-                self._run.finish()
+            finishing = threading.Thread(target=self._finish, name="wandb", daemon=True)
+            finishing.start()
+            finishing.join(_FINISH_S)
+
+    def _finish(self) -> None:
+        """Their end of a run."""
+        with contextlib.suppress(Exception):  # as above, and nobody is left to be told
+            self._run.finish()
 
     def _begin(self) -> Any:
         """Their run."""
@@ -63,7 +72,8 @@ class WandbLog:
             group=name,
             dir=str(self._workdir),
             config=dict(self._config),
-            settings={"console": "off"},  # the terminal is ours
+            # The terminal is ours, and nobody is asked for a login: training waits meanwhile.
+            settings={"console": "off", "login_timeout": _BEGIN_S, "init_timeout": _BEGIN_S},
         )
         run.define_metric("*", step_metric="update")
         return run

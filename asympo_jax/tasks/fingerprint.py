@@ -6,6 +6,7 @@ from collections.abc import Callable
 from asympo_jax.tasks.base import Task
 from asympo_jax.types import Prompt
 
+_FIELDS = ("index", "text", "answer")
 _MAX_PROMPTS = 64  # of each split; one that is generated may take milliseconds
 
 
@@ -15,6 +16,9 @@ def prompts_sha256(task: Task) -> str:
     Those lie evenly over the split, the first and the last among them; of fewer, it is all. Rows
     that are added, left out or in another order change it; some that are changed in place, in a
     larger split, may not. The reward and the demonstrations are not part of it.
+
+    Raises:
+        ValueError: a prompt that is none, or whose fields are of other types.
     """
     digest = hashlib.sha256()
     _add(digest.update, task.train_prompt, task.num_train)
@@ -27,6 +31,14 @@ def _add(update: Callable[[bytes], None], prompt: Callable[[int], Prompt], count
     num_asked = min(count, _MAX_PROMPTS)
     update(f"{count}\n".encode())
     for i in range(num_asked):
-        one = prompt(i * (count - 1) // max(1, num_asked - 1))
-        # As plain values: how others are written depends on the versions of their libraries.
-        update(f"{(int(one.index), str(one.text), str(one.answer))!r}\n".encode())
+        number = i * (count - 1) // max(1, num_asked - 1)
+        one = prompt(number)
+        # They go to grading processes as JSON, and must be the same there.
+        kinds = [type(getattr(one, name, None)) for name in _FIELDS]
+        if type(one) is not Prompt or kinds != [int, str, str]:
+            raise ValueError(
+                f"prompt {number} of the task is {one!r:.200}: must be a Prompt of an index as int "
+                "and of text and answer as str"
+            )
+        # Not as this Python shows them: what counts as printable grows with its versions.
+        update(f"{(one.index, one.text, one.answer)!a}\n".encode())
