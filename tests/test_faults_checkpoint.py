@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from moments import Moment, run
-from tiny_runs import Finished, processes_about, wait_until
+from tiny_runs import TINY, Finished, processes_about, wait_until
 
 NUM_RANDOM = int(os.environ.get("ASYMPO_TEST_MOMENTS", "2"))
 FIELDS: Any = {
@@ -53,6 +53,10 @@ def assert_ends_as(whole: Finished, runner, workdir: pathlib.Path) -> None:
     assert last.code == 0, last.stderr
     assert last.sha == whole.sha
     assert last.trained == whole.trained
+    assert [line["update"] for line in last.metrics] == list(range(17))
+    counts = last.metrics[-1]
+    assert counts["tickets/trained"] == counts["tickets/issued"] == 16 * TINY["prompts_per_update"]
+    assert max(line["lag/max"] for line in last.metrics[1:]) <= TINY["lag"]
     assert wait_until(lambda: nothing_is_left(runner, workdir))
     names = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     assert names == ["15", "16"], "the newest two, and nothing that is half written"

@@ -22,8 +22,7 @@ from step_cases import (
     copied_params,
     example_batch,
 )
-from test_runs import metrics_lines, wait_for
-from tiny_runs import Finished
+from tiny_runs import Finished, cut_back
 
 from asympo_jax import experiment, learning, models, objectives, states, workdirs
 from asympo_jax.config import resolve
@@ -190,23 +189,18 @@ def loaded(workdir: pathlib.Path) -> tuple[experiment.Parts, learning.TrainState
     return parts, states.load_state(config, parts, workdir)
 
 
-def test_one_sampler_two_samplers_and_one_process_end_with_the_same_adapters(
-    one_sampler, runner, runs
-):
-    two = runner.train(runs / "two", sampler__count=2, **FIELDS)
+def test_a_sampler_and_one_process_end_with_the_same_adapters(one_sampler, runner, runs):
     alone = runner.train(runs / "alone", runtime__name="sync", **FIELDS)
-    assert one_sampler.sha == two.sha == alone.sha
+    assert one_sampler.sha == alone.sha
     assert all(line["grad/norm"] > 0 for line in one_sampler.metrics[1:])
 
 
-def test_a_killed_run_goes_on_from_its_adapters_and_ends_with_the_same_bits(
+def test_a_run_that_was_cut_off_goes_on_from_its_adapters_and_ends_with_the_same_bits(
     one_sampler, runner, runs
 ):
-    process = runner.start(runs / "killed", **FIELDS)
-    wait_for(lambda: len(metrics_lines(runs / "killed")) > 6, process)
-    process.kill()
-    process.communicate()
-    resumed = runner.train(runs / "killed", **FIELDS)
+    cut_back(one_sampler, runs / "cut", update=8)
+    resumed = runner.train(runs / "cut", **FIELDS)
+    assert "carries on from the checkpoint of update 8" in resumed.stderr
     assert resumed.sha == one_sampler.sha
     assert [line["update"] for line in resumed.metrics] == list(range(13))
 

@@ -7,6 +7,7 @@ import os
 import pathlib
 import runpy
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -185,6 +186,15 @@ def _run(
     if before is not None:
         before()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def cut_back(run: Finished, workdir: pathlib.Path, update: int) -> None:
+    """Copies a run as a kill would have left it, with no checkpoint after that of `update`."""
+    shutil.copytree(run.workdir, workdir)
+    (workdir / "result.json").unlink()
+    for path in (workdir / "checkpoints").iterdir():
+        if int(path.name) > update:
+            shutil.rmtree(path)
 
 
 def processes_about(path: pathlib.Path) -> list[int]:
