@@ -146,7 +146,7 @@ def default_config() -> ml_collections.ConfigDict:
                 **{name: unset(str) for name in ("platform", "visible_devices")},
             },
             "checkpoint": {"every_updates": 50, "every_s": 0.0, "keep": 2, "grace_s": 25.0},
-            "log": dict(_LOG),
+            "log": {**_LOG, "wandb_project": unset(str)},
             "runtime": {
                 **_RUNTIME,
                 "lease_s": unset(float),

@@ -2,13 +2,13 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 
 from asympo_jax import experiment, interrupts
 from asympo_jax.learning import TrainState, make_optimizer, make_sign_gradients, make_train_step
-from asympo_jax.progress import Progress, say
+from asympo_jax.progress import Answer, Progress, say
 from asympo_jax.runtime.batches import BatchRecorder
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.compilation import Compilations, make_step_watch
@@ -21,7 +21,10 @@ from asympo_jax.runtime.reward_alarm import RewardAlarm
 from asympo_jax.runtime.sampler import SamplerLoop
 from asympo_jax.runtime.saving import SaveCadence
 from asympo_jax.runtime.snapshots import SnapshotStore
+from asympo_jax.runtime.wandb_log import WandbLog
 from asympo_jax.settings import ExperimentConfig
+from asympo_jax.tokenizers import Tokenizer
+from asympo_jax.types import Group
 
 _STEP = "jit(update_step)"  # what jax calls the learner's step
 
@@ -34,6 +37,13 @@ def cadence_of(config: ExperimentConfig) -> Cadence:
         rollouts_groups=config.log.rollouts_groups,
         gradients=config.log.gradients_every_updates,
     )
+
+
+def make_writer(config: ExperimentConfig, workdir: pathlib.Path, resumed_at: int) -> MetricsWriter:
+    """Where the metrics of a run go."""
+    project = config.log.wandb_project
+    wandb_log = None if project is None else WandbLog(project, workdir, config.source)
+    return MetricsWriter(workdir, resumed_at, config.log.tensorboard, say, wandb_log)
 
 
 def make_publisher(
@@ -81,9 +91,9 @@ def make_learner(
         check_saved()
         return cadence.is_due(version)
 
-    def show(update: int, metrics: dict[str, float]) -> None:
+    def show(update: int, metrics: dict[str, float], groups: Sequence[Group]) -> None:
         interrupts.raise_if_received()
-        progress.update(update, metrics)
+        progress.update(update, metrics, lambda: _last_answer(groups, parts.task.tokenizer))
 
     return Learner(
         step=make_train_step(
@@ -111,6 +121,16 @@ def make_learner(
         show=show,
         compiled=make_step_watch(compilations, _STEP, say),
     )
+
+
+def _last_answer(groups: Sequence[Group], tokenizer: Tokenizer) -> Answer | None:
+    """One of the responses that an update trained on, to be shown."""
+    if not groups:
+        return None
+    group = groups[-1]
+    response = group.response_GT[0, : group.length_G[0]].tolist()
+    texts = (tokenizer.decode(ids) for ids in (group.prompt_S.tolist(), response))
+    return *texts, float(group.reward_G[0])
 
 
 def _make_sample(

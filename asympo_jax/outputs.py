@@ -1,6 +1,8 @@
 """What a run writes, as frozen dataclasses of their own fields, and how often."""
 
 import dataclasses
+import importlib.util
+import re
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,7 @@ class LogConfig:
         record_batches: newest updates whose batches are kept for replay, and at least those of the
             skipped updates that end a run; 0 writes those of skipped updates alone.
         tensorboard: whether to write TensorBoard events.
+        wandb_project: of Weights & Biases that gets the metrics, too; None for none.
     """
 
     rollouts_every_updates: int
@@ -51,6 +54,7 @@ class LogConfig:
     gradients_every_updates: int
     record_batches: int
     tensorboard: bool
+    wandb_project: str | None
 
     def __post_init__(self):
         """Refuses values outside their range."""
@@ -62,3 +66,14 @@ class LogConfig:
         ):
             if getattr(self, field) < 0:
                 raise ValueError(f"log.{field}={getattr(self, field)!r}: must not be negative")
+        project = self.wandb_project
+        if project is not None and not re.fullmatch(r"[^/\\#?%:]{1,128}", project):
+            raise ValueError(
+                f"log.wandb_project={project!r}: must have from 1 to 128 characters, and "
+                "none of / \\ # ? % :"
+            )
+        if project is not None and importlib.util.find_spec("wandb") is None:
+            raise ValueError(
+                f"log.wandb_project={project!r}: needs the package wandb, which is not installed: "
+                "run pip install 'asympo_jax[wandb]'"
+            )

@@ -5,8 +5,28 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 _SECONDS_BETWEEN_LINES = 3.0
+_SECONDS_BETWEEN_VIEWS = 0.25
+
+# A prompt, a response to it and its reward.
+Answer = tuple[str, str, float]
+
+
+class View(Protocol):
+    """What draws the state of a run anew, in place of lines."""
+
+    def show(
+        self,
+        update: int,
+        metrics: Mapping[str, float],
+        accuracy: float,
+        left: str,
+        answer: Answer | None,
+    ) -> None:
+        """Draws what is known after an update; the accuracy is NaN if it is not known."""
+        ...
 
 
 class Progress:
@@ -17,10 +37,17 @@ class Progress:
     Args:
         num_updates: of the whole run.
         clock: monotonic seconds.
+        view: shows all that instead of lines, where there is a terminal for it.
     """
 
-    def __init__(self, num_updates: int, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        num_updates: int,
+        clock: Callable[[], float] = time.monotonic,
+        view: View | None = None,
+    ):
         """Nothing is printed yet."""
+        self._view = view
         self._num_updates = num_updates
         self._clock = clock
         self._first: tuple[float, int] | None = None
@@ -41,8 +68,19 @@ class Progress:
         """Shows where a run carries on."""
         say(f"carries on from the checkpoint of update {update}")
 
-    def update(self, update: int, metrics: Mapping[str, float]) -> None:
-        """Shows an update, unless a line was printed just before; a skipped one always."""
+    def update(
+        self,
+        update: int,
+        metrics: Mapping[str, float],
+        answer: Callable[[], Answer | None] = lambda: None,
+    ) -> None:
+        """Shows an update, unless a line was printed just before; a skipped one always.
+
+        Args:
+            update: number of updates done.
+            metrics: of this one.
+            answer: one that it trained on, for a view, asked for only when that is drawn.
+        """
         if metrics["update/skipped"]:
             say(
                 f"update {update - 1} is skipped, not all is finite: loss {metrics['loss']:.4g}, "
@@ -51,10 +89,14 @@ class Progress:
         now = self._clock()
         if self._first is None:
             self._first = (now, update)
-        recent = now - self._printed_at < _SECONDS_BETWEEN_LINES
-        if recent and update != self._num_updates:
+        between_s = _SECONDS_BETWEEN_LINES if self._view is None else _SECONDS_BETWEEN_VIEWS
+        if now - self._printed_at < between_s and update != self._num_updates:
             return
         self._printed_at = now
+        if self._view is not None:
+            left = self._time_left(now, update)
+            self._view.show(update, metrics, self._accuracy, left, answer())
+            return
         say(
             f"update {update:4d}/{self._num_updates}"
             f" · reward {metrics['reward/mean']:.2f}"

@@ -14,11 +14,11 @@ from typing import IO, Any
 
 import jax
 
-from asympo_jax import experiment, interrupts, states, workdirs
+from asympo_jax import environment, experiment, interrupts, live, states, workdirs
 from asympo_jax.endings import Diverged, RunFailed, Stopped, failures
 from asympo_jax.initial import check_initial, initial_params
 from asympo_jax.learning import TrainState
-from asympo_jax.loops import cadence_of, make_learner, make_publisher
+from asympo_jax.loops import cadence_of, make_learner, make_publisher, make_writer
 from asympo_jax.processes import Launcher
 from asympo_jax.progress import Progress, say, say_left_out
 from asympo_jax.runtime import placement
@@ -33,7 +33,6 @@ from asympo_jax.runtime.evaluations import (
     EvaluatorEnded,
 )
 from asympo_jax.runtime.leases import Closed, Refused, Stalled
-from asympo_jax.runtime.metrics import MetricsWriter
 from asympo_jax.runtime.pipeline import PipelineMeter
 from asympo_jax.runtime.publisher import NonFinite
 from asympo_jax.runtime.snapshots import (
@@ -93,18 +92,17 @@ class Prepared:
         placement.pin(learner_cores)
         keep_compiled(self.config.compilation_cache)
         try:
-            learner = self.config.learner
-            num_devices = learner.mesh.num_devices
-            placement.start_backend("learner.platform", learner.platform, num_devices)
+            shape, platform = self.config.learner.mesh, self.config.learner.platform
+            placement.start_backend("learner.platform", platform, shape.num_devices)
         except placement.NoDevice as error:
             raise RunFailed(str(error)) from error
+        environment.record(self.workdir, environment.describe(placement.device_kinds()), say)
         run_id = uuid.uuid4().hex[:12]
         directory, lock = make_snapshot_directory(self.config.snapshot_dir, run_id)
         with lock, interrupts.cleaning(lambda: shutil.rmtree(directory, ignore_errors=True)):
             store = SnapshotStore(directory, run_id, self.config.sampler.params_dtype)
             try:
-                mesh = learner.mesh.make()
-                run = _Run(self.config, self.parts, self.workdir, store, run_id, mesh)
+                run = _Run(self.config, self.parts, self.workdir, store, run_id, shape.make())
                 with failures(*_CAUSES):
                     result = run.train(all_cores)
             except NonFinite as failure:
@@ -181,10 +179,10 @@ class _Run:
             evaluations = self._start_processes(stack, broker, all_cores)
             stack.callback(broker.close)
             state, skipped = self._first_state(checkpointer, broker)
-            writer = MetricsWriter(self.workdir, int(state.update), config.log.tensorboard, say)
+            writer = make_writer(config, self.workdir, int(state.update))
             stack.callback(writer.close)
             broker.open(int(state.update))
-            progress = Progress(config.pacing.num_updates)
+            progress = stack.enter_context(live.progress(config))
             bounds = (config.eval.max_waiting, config.eval.deadline_s)
             log = EvaluationLog(evaluations, writer, progress.evaluated, say, *bounds)
             self._request_first(log, state, progress)

@@ -1,7 +1,7 @@
 """A run's directory: what is in it, whether it fits the config, what is left to do.
 
-config.json  task.json  metrics.jsonl  result.json  checkpoints/  rollouts/  batches/  replay/
-report/  tensorboard/
+config.json  task.json  environment.jsonl  metrics.jsonl  timeline.jsonl  result.json
+checkpoints/  rollouts/  batches/  replay/  report/  tensorboard/  wandb/
 """
 
 import contextlib

@@ -8,7 +8,8 @@ shape, each size in a process of its own, one after the other. The exponent is t
 through the logarithms of the larger half of the sizes: 1 is proportional, less is cheaper than
 that. `group` keeps 64 responses and shares them among fewer prompts; what it shows is the prompt
 that they share.
-Writes a picture; prints a table and, as its last line, JSON.
+Writes the curves of each axis as it has them, beside those of other axes that an earlier run left,
+and a picture of all; prints a table and, as its last line, JSON.
 """
 
 import argparse
@@ -33,7 +34,7 @@ AXES: dict[str, tuple[str, list[int]]] = {
     "batch": ("sequences", [8, 16, 32, 64, 128]),
     "response": ("tokens of a response", [24, 48, 96, 192, 384]),
     "vocabulary": ("tokens", [1024, 4096, 16_384, 65_536, 151_936]),
-    "group": ("responses to a prompt", [1, 2, 4, 8, 16]),
+    "group": ("responses to a prompt", [2, 4, 8, 16, 32]),
 }
 
 
@@ -44,7 +45,9 @@ def main() -> int:
     )
     parser.add_argument("--axes", default=",".join(AXES), help=f"of {', '.join(AXES)}")
     parser.add_argument("--repeats", type=comparison.positive, default=3, help="rounds (3)")
-    parser.add_argument("--picture", default=str(PICTURE), help="where it is drawn")
+    parser.add_argument(
+        "--picture", default=str(PICTURE), help="where it is drawn, the curves beside it as JSON"
+    )
     parser.add_argument("--tiny", action="store_true", help="few small sizes, for tests")
     arguments = parser.parse_args()
     axes = arguments.axes.split(",")
@@ -52,11 +55,16 @@ def main() -> int:
         parser.error(f"--axes={unknown[0]}: must be of {', '.join(AXES)}")
     arguments.alone, arguments.deadline_s, arguments.logs = False, 1800.0, None
     machine, found = tables.machine(), {}
+    picture = pathlib.Path(arguments.picture)
+    curves = picture.with_suffix(".json")
+    if curves.exists():
+        found = json.loads(curves.read_text())
     for axis in axes:
         found[axis] = {task: curve(axis, task, arguments) for task in TASKS}
         for task in TASKS:
             print_curve(axis, task, found[axis][task])
-    draw(found, pathlib.Path(arguments.picture))
+        curves.write_text(json.dumps(found, indent=1) + "\n")
+    draw({axis: found[axis] for axis in AXES if axis in found}, picture)
     print(json.dumps({"benchmark": "scaling", "curves": found, "machine": machine}))
     return 0
 

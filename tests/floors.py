@@ -14,7 +14,7 @@ PACKAGE = "asympo_jax"
 
 # A room is a module of the package, or a folder of modules. A new room gets its line here.
 ROOMS_OF_FLOOR = {
-    0: ("types", "import_path"),
+    0: ("types", "import_path", "printable"),
     1: ("objectives", "models", "tasks", "tokenizers", "hf_tokenizer"),
     2: ("sampling", "learning"),
     3: ("runtime",),
@@ -32,7 +32,9 @@ ROOMS_OF_FLOOR = {
         "warmup_cache",
         "initial",
         "workdirs",
+        "environment",
         "progress",
+        "live",
         "interrupts",
         "endings",
         "training",
@@ -57,6 +59,7 @@ ROOMS_OF_FLOOR = {
         "evaluate",
         "evaluate_snapshots",
         "sample",
+        "inspect",
         "command",
         "replay",
         "sweep",

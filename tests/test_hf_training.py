@@ -207,6 +207,16 @@ def test_configs_of_real_models_resolve_and_refuse_unknown_variants():
 
 
 @pytest.mark.parametrize("name", REAL)
+def test_the_tiny_variant_of_a_config_resolves_and_its_parts_are_built(name, gsm8k, tmp_path):
+    write_tiny(tmp_path / "hf", REAL[name])
+    config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]("tiny")
+    given = {"model.hf_dir": tmp_path / "hf", "task.data_dir": gsm8k}
+    config.update_from_flattened_dict({field: str(path) for field, path in given.items()})
+    assert build_parts(resolve(config)).model.vocab_size == 512
+
+
+# One of each family.
+@pytest.mark.parametrize("name", ["aspo_qwen2_1p5b", "gsm8k_qwen3_1p7b", "math_llama3p2_3b"])
 def test_the_tiny_variant_of_a_config_is_trained(name, runner, gsm8k, tmp_path):
     write_tiny(tmp_path / "hf", REAL[name])
     flags = ["num_updates=1", f"model.hf_dir={tmp_path / 'hf'}", f"task.data_dir={gsm8k}"]

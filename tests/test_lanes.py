@@ -54,8 +54,9 @@ class Watched:
         return sum(rows * steps for rows, steps in zip(self.rows, self.steps, strict=True))
 
 
-@pytest.mark.parametrize("lanes", [1, 4])
-@pytest.mark.parametrize("limit_PG", [None, LIMITS], ids=["alike", "one long"])
+@pytest.mark.parametrize(
+    ("lanes", "limit_PG"), [(1, None), (4, LIMITS)], ids=["one, alike", "four, one long"]
+)
 def test_responses_do_not_depend_on_the_lanes(lanes, limit_PG):
     found = many(limit_PG, lanes=lanes)
     assert_same(found, many(limit_PG))

@@ -51,7 +51,9 @@ class Case:
             evaluations=types.SimpleNamespace(outstanding=lambda: ()), collect=lambda: False
         )
         self.writer = types.SimpleNamespace(
-            metrics=dict, write=lambda version, *_: self.written.append(version)
+            metrics=dict,
+            write=lambda version, *_: self.written.append(version),
+            write_times=lambda *_: None,
         )
         self.alarm = types.SimpleNamespace(check=lambda groups, update: None)
         given: Any = dict(

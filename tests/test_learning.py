@@ -68,9 +68,8 @@ def test_a_step_goes_down_the_gradient_of_the_loss_on_the_full_logits(name):
     assert update == 1
 
 
-@pytest.mark.parametrize("micro_batch", [2, 8])
-def test_micro_batches_change_neither_parameters_nor_metrics(micro_batch):
-    after, metrics, _ = one_step("grpo", micro_batch)
+def test_micro_batches_change_neither_parameters_nor_metrics():
+    after, metrics, _ = one_step("grpo", micro_batch=2)
     expected_after, expected_metrics, _ = one_step("grpo")
     assert_close(after, expected_after)
     assert_close(metrics, expected_metrics)

@@ -57,7 +57,8 @@ def test_the_command_prints_a_row_a_run_and_writes_the_picture_beside_the_runs(t
 def test_a_report_of_one_run_goes_into_its_own_directory(tmp_path):
     run = write_run(tmp_path / "a")
     assert main([str(run)]) == 0
-    assert sorted(path.name for path in (run / "report").iterdir()) == ["curves.png", "report.json"]
+    names = sorted(path.name for path in (run / "report").iterdir())
+    assert names == ["curves.png", "report.html", "report.json"]
 
 
 def test_out_names_another_directory_which_is_made(tmp_path):

@@ -1,5 +1,6 @@
 """Whole runs with real processes: reproducibility, the bound on lag, resume, orderly ends."""
 
+import datetime
 import json
 import os
 import pathlib
@@ -28,8 +29,8 @@ def test_a_run_leaves_the_files_that_the_readme_names(one_sampler, runner):
     assert set(one_sampler.result) >= {"parameters_sha256", "eval/accuracy", "updates", "wall_s"}
     names = {p.name for p in one_sampler.workdir.iterdir() if not p.name.startswith(".")}
     assert names == {
-        "config.json", "task.json", "metrics.jsonl", "result.json", "checkpoints", "rollouts",
-        "tensorboard",
+        "config.json", "task.json", "environment.jsonl", "metrics.jsonl", "timeline.jsonl",
+        "result.json", "checkpoints", "rollouts", "tensorboard",
     }  # fmt: skip
     assert not list(runner.snapshots.iterdir()), "snapshots are left behind"
 
@@ -46,6 +47,24 @@ def test_update_is_the_axis_of_all_metrics_and_every_ticket_is_accounted_for(one
     names += "response/length response/truncated_share tickets/issued tickets/leased "
     names += "tickets/filtered tickets/failed tickets/reissued compile/count compile/seconds"
     assert set(names.split()) <= set(one_sampler.metrics[-1])
+
+
+def test_a_run_tells_who_was_at_work_when_and_what_it_ran_on(one_sampler):
+    def read(name):
+        return [json.loads(line) for line in (one_sampler.workdir / name).read_text().splitlines()]
+
+    lines, (attempt,) = read("timeline.jsonl"), read("environment.jsonl")
+    assert [line["update"] for line in lines] == list(range(1, 7))
+    leases = [lease for line in lines for lease in line["leases"]]
+    assert sorted(number for _, number, *_ in leases) == list(range(6))
+    begin = datetime.datetime.fromisoformat(attempt["started"]).timestamp()
+    for line in lines:
+        times = [line["wait"], line["train"], line["publish"], *(one[3:] for one in line["leases"])]
+        assert all(begin <= start <= end for start, end in times)
+        assert line["wait"][1] <= line["train"][1] == line["publish"][0]
+        # Nothing of a version is drawn before the device is done with it.
+        finished = {one["update"]: one["publish"][0] for one in lines}
+        assert all(end > finished.get(version, 0) for _, _, version, _, end in line["leases"])
 
 
 def test_a_run_ends_with_a_sentence_on_its_bottleneck_and_the_share_of_the_ideal(one_sampler):
@@ -70,6 +89,9 @@ def test_rollouts_are_readable_and_say_how_late_they_are(one_sampler):
         assert 0 <= line["reward"] <= 1
         assert (line["version"], line["lag"]) == (3, 2)
         assert line["stop"] in ("stop_token", "length")
+    # The first update's are those of the model before training.
+    names = sorted(path.name for path in (one_sampler.workdir / "rollouts").iterdir())
+    assert names == [f"update_{update:08d}.jsonl" for update in (1, 3, 6)]
 
 
 def test_one_sampler_two_samplers_and_one_process_end_with_the_same_bits(

@@ -1,7 +1,8 @@
 """Compares runs, finished or not: `python -m asympo_jax.report DIR… [--out=DIR]`.
 
-Prints a row a run and writes `curves.png` and `report.json`, for one run into its own `report/`,
-for several into the `report/` of the folder that holds them all. Of a sweep, DIR is its workdir or
+Prints a row a run and writes `report.html`, a page that opens anywhere, `curves.png`, `report.json`
+and `trace.json`, for Perfetto, for one run into its own `report/`, for several into the `report/`
+of the folder that holds them all. Of a sweep, DIR is its workdir or
 the results in it; the table then averages over seeds and is written as `table.md`, too, into the
 `report/` of the results. It only reads files, so it needs no device and disturbs no run at work.
 Exit codes: 0 done · 2 wrong input.
@@ -16,15 +17,19 @@ import sys
 from collections.abc import Sequence
 
 from asympo_jax.report import figures, grid, study, study_figures, study_table
-from asympo_jax.report.records import Run, load_run
+from asympo_jax.report.details import Details, load_details
+from asympo_jax.report.page import render
+from asympo_jax.report.records import load_run
 from asympo_jax.report.table import FOOTNOTE, Row, format_table, make_row
+from asympo_jax.report.times import chrome_trace
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Reads the runs, prints the table, writes the files; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m asympo_jax.report",
-        description="Compares runs: a table, and curves.png and report.json on disk.",
+        description="Compares runs: a table, and report.html, curves.png, report.json and "
+        "trace.json on disk.",
     )
     parser.add_argument(
         "directories",
@@ -54,9 +59,11 @@ def _report_runs(given: Sequence[pathlib.Path], out_given: str | None) -> int:
     out = pathlib.Path(out_given) if out_given else home / "report"
     runs = [load_run(*pair) for pair in zip(directories, names, strict=True)]
     rows = [make_row(run) for run in runs]
-    _write(rows, runs, out)
+    details = [load_details(*pair) for pair in zip(directories, runs, strict=True)]
+    files = _write(rows, details, out)
     sys.stdout.write(
-        f"{format_table(rows)}\n{FOOTNOTE}written: {out / 'curves.png'} and report.json beside it\n"
+        f"{format_table(rows)}\n{FOOTNOTE}written: {out / files[0]} and {', '.join(files[1:])} "
+        "beside it\n"
     )
     return 0
 
@@ -100,15 +107,21 @@ def _names(directories: Sequence[pathlib.Path]) -> tuple[list[str], pathlib.Path
     return [common.name if name == "." else name for name in names], common
 
 
-def _write(rows: Sequence[Row], runs: Sequence[Run], out: pathlib.Path) -> None:
-    """Writes `report.json` and `curves.png`."""
+def _write(rows: Sequence[Row], details: Sequence[Details], out: pathlib.Path) -> list[str]:
+    """Writes the page, the picture, the numbers and the trace; returns the names of the files."""
     data = {"runs": [dataclasses.asdict(row) for row in rows]}
+    timed = [(one.run.name, one.spans) for one in details if one.spans]
+    trace = "trace.json" if timed else None
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "report.json").write_text(json.dumps(data, indent=2) + "\n")
-        figures.draw(runs, out / "curves.png")
+        figures.draw([one.run for one in details], out / "curves.png")
+        if trace:
+            (out / trace).write_text(json.dumps(chrome_trace(timed)) + "\n")
+        (out / "report.html").write_text(render(rows, details, trace), encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{out}: cannot be written ({error.strerror})") from error
+    return ["report.html", "curves.png", "report.json", *([trace] if trace else [])]
 
 
 if __name__ == "__main__":

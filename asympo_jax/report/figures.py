@@ -4,9 +4,10 @@ An objective has one colour in every picture, and every line is named where it e
 """
 
 import dataclasses
+import io
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from asympo_jax.report import captions
@@ -28,7 +29,9 @@ if TYPE_CHECKING:  # matplotlib is slow to load
     from matplotlib.figure import Figure
 
 _WIDTH, _HEIGHT, _DPI = 10.7, 7.4, 150
-_MAX_LABEL = 32
+_DPI_ALONE = 150
+_MAX_LABEL, _SHORT_LABEL = 32, 20
+_SPEED = "throughput/trained_tokens_per_s"
 
 _POSITIVE, _NEGATIVE = "-", (0, (3.5, 1.6))
 
@@ -52,11 +55,7 @@ def draw(runs: Sequence[Run], path: pathlib.Path) -> None:
     """
     figure = make_figure(_WIDTH, _HEIGHT)
     labels = captions.labels(runs)
-    window, faintness = _window(runs), 0.3 if len(runs) <= 2 else 0.15
-    lines = [
-        _Line(run, label, colour, window, faintness)
-        for run, label, colour in zip(runs, labels, captions.colours(runs), strict=True)
-    ]
+    lines = _lines(runs, labels)
     longest = max(map(len, labels)) + len(": 0.00")
     panels = _panels(figure, longest if len(runs) > 1 else len("negative"))
     for panel, paint in zip(
@@ -68,6 +67,35 @@ def draw(runs: Sequence[Run], path: pathlib.Path) -> None:
     figure.text(y=0.957, s=captions.title(runs), size=15, weight="bold", **place)
     figure.text(y=0.927, s=captions.subtitle(runs), size=10, **place)
     save(figure, path, _DPI)
+
+
+def draw_each(runs: Sequence[Run]) -> dict[str, bytes]:
+    """The panels one by one, for narrow screens, and two more: name -> PNG."""
+    labels = [_cut(label, _SHORT_LABEL) for label in captions.labels(runs)]
+    lines, found = _lines(runs, labels), {}
+    longest = max(map(len, labels)) + len(": 0.00")
+    label = 0.3 + 0.072 * max(16, longest)  # inches; notes above a panel need some, too
+    for name, paint in _PAINTERS.items():
+        figure = make_figure(4.1 + label, 3.5)
+        panel = add_panel(figure, 0.75, 0.55, 3.35, 2.35)
+        panel.yaxis.set_label_coords(-0.55 / 3.35, 0.5)
+        if name != "lag":
+            count_updates(panel, max(run.update for run in runs))
+            panel.set_xlabel("learner updates", color=INK, size=9.5)
+        paint(panel, lines)
+        content = io.BytesIO()
+        save(figure, content, _DPI_ALONE)
+        found[name] = content.getvalue()
+    return found
+
+
+def _lines(runs: Sequence[Run], labels: Sequence[str]) -> list[_Line]:
+    """Runs with what they look like."""
+    window, faintness = _window(runs), 0.3 if len(runs) <= 2 else 0.15
+    return [
+        _Line(run, label, colour, window, faintness)
+        for run, label, colour in zip(runs, labels, captions.colours(runs), strict=True)
+    ]
 
 
 def _panels(figure: "Figure", label_characters: int) -> list["Axes"]:
@@ -162,6 +190,49 @@ def _paint_balance(panel: "Axes", lines: Sequence[_Line]) -> None:
     _describe(panel, title, note, "weight × advantage × NLL")
 
 
+def _paint_lags(panel: "Axes", lines: Sequence[_Line]) -> None:
+    """How stale the groups were that were trained on."""
+    from matplotlib.ticker import MaxNLocator
+
+    width, ends = 0.85 / len(lines), []
+    for number, line in enumerate(lines):
+        lags = line.run.lags()
+        if not lags:
+            continue
+        places = [lag + (number + 0.5) * width - 0.425 for lag in lags]
+        panel.bar(places, list(lags.values()), width, color=line.colour)
+        common = max(lags, key=lambda lag: lags[lag])
+        label = f"{_cut(line.label)}: {common}" if len(lines) > 1 else f"most: {common}"
+        ends.append(End(places[list(lags).index(common)], lags[common], label, line.colour))
+    panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
+    panel.set_xlabel("lag (updates)", color=INK, size=9.5)
+    panel.set_ylim(bottom=0)
+    write_ends(panel, ends)
+    note = "updates between a snapshot and training on what it drew"
+    _describe(panel, "How stale the samples were", note, "share of groups")
+
+
+def _paint_speed(panel: "Axes", lines: Sequence[_Line]) -> None:
+    """Tokens trained on in a second, and in a pipeline in which nobody waits for the other."""
+    ends = []
+    for line in lines:
+        updates, speeds = line.run.series(_SPEED)
+        ideal = dict(zip(*line.run.series("pipeline/ideal_fraction"), strict=True))
+        pairs = [(u, v, v / ideal[u]) for u, v in zip(updates, speeds, strict=True) if ideal.get(u)]
+        known = [pair for pair in pairs if all(map(math.isfinite, pair))]
+        if not known:
+            continue
+        updates, speeds, best = zip(*known, strict=True)
+        panel.plot(updates, best, color=line.colour, linestyle=_NEGATIVE, linewidth=1.2)
+        panel.plot(updates, speeds, color=line.colour, linewidth=1.7)
+        label = _cut(line.label) if len(lines) > 1 else "reached"
+        ends.append(End(updates[-1], speeds[-1], label, line.colour))
+    panel.set_ylim(bottom=0)
+    write_ends(panel, ends)
+    note = "solid: reached, dashed: if learner and samplers never waited"
+    _describe(panel, "Throughput against the ideal", note, "response tokens / s")
+
+
 def _plot_smooth(
     panel: "Axes", line: _Line, metric: str, label: str, dashes: Any = _POSITIVE
 ) -> End | None:
@@ -194,6 +265,16 @@ def _window(runs: Sequence[Run]) -> int:
     return 1 + 2 * min(10, longest // 40)
 
 
-def _cut(label: str) -> str:
+def _cut(label: str, most: int = _MAX_LABEL) -> str:
     """A label that fits beside a panel."""
-    return label if len(label) <= _MAX_LABEL else f"{label[: _MAX_LABEL - 1]}…"
+    return label if len(label) <= most else f"{label[: most - 1]}…"
+
+
+_PAINTERS: dict[str, Callable[["Axes", Sequence[_Line]], None]] = {
+    "accuracy": _paint_accuracy,
+    "reward": _paint_reward,
+    "nll": _paint_nll,
+    "balance": _paint_balance,
+    "lag": _paint_lags,
+    "speed": _paint_speed,
+}

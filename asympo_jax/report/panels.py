@@ -5,7 +5,7 @@ import math
 import pathlib
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from asympo_jax.report import captions
 
@@ -37,8 +37,8 @@ def make_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def save(figure: "Figure", path: pathlib.Path, dpi: int) -> None:
-    """Writes a PNG.
+def save(figure: "Figure", path: pathlib.Path | IO[bytes], dpi: int) -> None:
+    """Writes a PNG, to a path or into what is open.
 
     Raises:
         OSError: it cannot be written.

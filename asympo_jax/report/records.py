@@ -1,14 +1,19 @@
 """What a run left on disk, checked: the fields of its config that matter here, metrics, result."""
 
+import collections
 import dataclasses
 import json
 import math
 import pathlib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 Series = tuple[list[int], list[float]]
+
+_LAGS = "lag/histogram"
+_LAG = re.compile("[0-9]{1,9}")
 
 _FIELDS = {
     "objective.name": str,
@@ -60,6 +65,15 @@ class Run:
         """Updates and values of a metric, from the lines that have it."""
         pairs = [(line["update"], line[name]) for line in self.lines if name in line]
         return [int(update) for update, _ in pairs], [value for _, value in pairs]
+
+    def lags(self) -> dict[int, float]:
+        """Lag -> share of the groups trained on so far, by ascending lag."""
+        counts: collections.Counter[int] = collections.Counter()
+        for line in self.lines:
+            for name, count in line.items():
+                if name.startswith(f"{_LAGS}/") and count > 0:
+                    counts[int(name.rpartition("/")[2])] += count
+        return {lag: counts[lag] / counts.total() for lag in sorted(counts)}
 
     def accuracies(self) -> Series:
         """Updates and held-out accuracies, where they are known."""
@@ -157,7 +171,10 @@ def _line(text: str) -> dict[str, float] | None:
         return None
     if not isinstance(data, dict) or not isinstance(data.get("update"), int):
         return None
+    lags = data.get(_LAGS)
     data = {name: value for name, value in data.items() if not isinstance(value, dict)}
+    if isinstance(lags, dict):
+        data |= {f"{_LAGS}/{lag}": n for lag, n in lags.items() if _LAG.fullmatch(lag)}
     if not all(value is None or isinstance(value, int | float) for value in data.values()):
         return None
     return {

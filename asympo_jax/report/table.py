@@ -96,6 +96,19 @@ def make_row(run: Run) -> Row:
     )
 
 
+def as_words(row: Row) -> dict[str, str]:
+    """A row as text by what it is, with what has no room in the table."""
+    _, *rest = zip(_HEADER, _cells(row), strict=True)
+    shares = {
+        "learner waited": row.idle_learner,
+        "samplers waited": row.idle_sampler,
+        "of the ideal speed": row.ideal_fraction,
+    }
+    more = {name: _text(share, ".0%") for name, share in shares.items()}
+    sha256 = (row.parameters_sha256 or _UNKNOWN)[:8]
+    return {**dict(rest), "seed": str(row.seed), **more, "parameters_sha256": sha256}
+
+
 def has_collapsed(final: float, best: float) -> bool:
     """Whether an accuracy ends below half of its best."""
     return final < best / 2

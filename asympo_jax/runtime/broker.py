@@ -26,6 +26,7 @@ from asympo_jax.runtime.formation import groups_to_keep, is_lease_in_time, selec
 from asympo_jax.runtime.leases import (
     Closed,
     Gone,
+    HandedIn,
     Holder,
     Lease,
     Out,
@@ -34,7 +35,7 @@ from asympo_jax.runtime.leases import (
     SamplingTotals,
     Stalled,
 )
-from asympo_jax.runtime.ledger import Ledger, Outcome, TicketState
+from asympo_jax.runtime.ledger import Ledger, Outcome
 from asympo_jax.runtime.outstanding import Outstanding
 from asympo_jax.runtime.tickets import Pacing
 from asympo_jax.types import Group
@@ -139,7 +140,7 @@ class Broker:
                     self._ledger.finish(group.ticket)
                     self._queue[group.ticket] = group
             assert len(self._queue) <= self._capacity
-            self._out.finish(lease)
+            self._out.finish(lease, self._clock(), busy_s)
             self._sampled = self._sampled.plus(groups, busy_s)
             self._changed.notify_all()
 
@@ -262,19 +263,17 @@ class Broker:
     def metrics(self) -> dict[str, float]:
         """`tickets/*`, `queue/depth`, and what was counted."""
         with self._changed:
-            return {
-                "queue/depth": len(self._queue),
-                "tickets/issued": self._ledger.issued,
-                "tickets/leased": self._ledger.num_in(TicketState.LEASED),
-                "tickets/reissued": self._ledger.reissued,
-                **{f"tickets/{one.value}": self._ledger.outcomes[one] for one in Outcome},
-                **self._counts,
-            }
+            return {"queue/depth": len(self._queue), **self._ledger.metrics(), **self._counts}
 
     def sampling_totals(self) -> SamplingTotals:
         """What samplers have handed in so far."""
         with self._changed:
             return self._sampled
+
+    def handed_in(self) -> list[HandedIn]:
+        """The leases that samplers handed in since the last call."""
+        with self._changed:
+            return self._out.take_handed_in()
 
     def _may_lease(self) -> bool:
         """Whether another lease can start within the bounds on lag and queue."""

@@ -20,7 +20,7 @@ from asympo_jax.runtime.evaluations import EvaluationLog, EvaluatorEnded
 from asympo_jax.runtime.leases import Closed, Stalled
 from asympo_jax.runtime.metrics import MetricsWriter
 from asympo_jax.runtime.pipeline import PipelineMeter
-from asympo_jax.runtime.publisher import Published, Publisher, Update
+from asympo_jax.runtime.publisher import Published, Publisher, Update, spans
 from asympo_jax.runtime.reward_alarm import RewardAlarm
 from asympo_jax.runtime.snapshots import SnapshotRefused, SnapshotStore
 from asympo_jax.runtime.tickets import Pacing
@@ -39,7 +39,7 @@ class Cadence:
 
     Attributes:
         evaluate: evaluation.
-        rollouts: readable samples.
+        rollouts: readable samples, and of the first update, which the initial parameters drew.
         rollouts_groups: groups written each time.
         gradients: norms and angle of the two halves of the gradient.
     """
@@ -52,6 +52,10 @@ class Cadence:
     def is_evaluated(self, version: int) -> bool:
         """Whether a version is, besides the first and the last."""
         return _due(version, self.evaluate)
+
+    def shows_rollouts(self, version: int) -> bool:
+        """Whether samples of an update are written."""
+        return self.rollouts > 0 and (version == 1 or _due(version, self.rollouts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Learner:
         evaluations: where they are asked for and written down.
         is_save_due: called with each version once, whether a checkpoint is due after it.
         save: called with the state then.
-        show: called with each update's metrics, for people.
+        show: called with each update's metrics and groups, for people.
         compiled: called with a version once its update was given to the device; metrics of what
             was compiled so far.
     """
@@ -104,7 +108,7 @@ class Learner:
     evaluations: EvaluationLog
     is_save_due: Callable[[int], bool]
     save: Callable[[TrainState], None]
-    show: Callable[[int, dict[str, float]], None]
+    show: Callable[[int, dict[str, float], Sequence[Group]], None]
     compiled: Callable[[int], Mapping[str, float]]
 
     def run(self, state: TrainState) -> TrainState:
@@ -214,8 +218,9 @@ class Learner:
             metrics |= self.writer.metrics()
             lags = {"lag/histogram": lags_of(update.groups, version - 1)}
             self.writer.write(version, metrics, lags)
-            self.show(version, metrics)
-            if _due(version, self.cadence.rollouts):
+            self.writer.write_times(version, spans(one), self.broker.handed_in())
+            self.show(version, metrics, update.groups)
+            if self.cadence.shows_rollouts(version):
                 shown = update.groups[: self.cadence.rollouts_groups]
                 self.writer.write_rollouts(version, shown, self.tokenizer)
         self.evaluations.collect()  # last: it may raise, and no line of an update is lost

@@ -88,6 +88,23 @@ class Out:
 
 
 @dataclasses.dataclass(frozen=True)
+class HandedIn:
+    """A lease whose groups came in.
+
+    Attributes:
+        lease: as it was given out.
+        holder: as in `Out`.
+        finished: when they came in, monotonic seconds.
+        busy_s: seconds of work on them, which end then; those of one sampler do not overlap.
+    """
+
+    lease: Lease
+    holder: Holder | None
+    finished: float
+    busy_s: float
+
+
+@dataclasses.dataclass(frozen=True)
 class SamplingTotals:
     """Sums over everything that samplers handed in.
 

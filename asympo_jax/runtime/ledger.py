@@ -80,6 +80,15 @@ class Ledger:
         """Live tickets in a state."""
         return sum(live.state is state for live in self.live.values())
 
+    def metrics(self) -> dict[str, float]:
+        """`tickets/*`."""
+        return {
+            "tickets/issued": self.issued,
+            "tickets/leased": self.num_in(TicketState.LEASED),
+            "tickets/reissued": self.reissued,
+            **{f"tickets/{one.value}": self.outcomes[one] for one in Outcome},
+        }
+
     def check_balance(self) -> None:
         """Asserts that every ticket issued is accounted for exactly once."""
         assert self.issued == self.outcomes.total() + len(self.live), self.to_json()

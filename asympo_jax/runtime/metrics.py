@@ -1,4 +1,4 @@
-"""Metrics and rollouts on disk: JSON lines always, TensorBoard events if asked.
+"""Metrics and rollouts: JSON lines always, TensorBoard events and Weights & Biases if asked.
 
 `update` is the x-axis of everything.
 """
@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 
 from asympo_jax.runtime.events import EventWriter
 from asympo_jax.runtime.files import Lines, replace
+from asympo_jax.runtime.leases import HandedIn
+from asympo_jax.runtime.time_of_day import TimeOfDay
+from asympo_jax.runtime.wandb_log import WandbLog
 from asympo_jax.tokenizers import Tokenizer
 from asympo_jax.types import Group, StopReason
 
@@ -36,6 +39,7 @@ class MetricsWriter:
             dropped, so every update and every evaluation stands there once.
         tensorboard: whether to write events, too.
         warn: called with a sentence, for people.
+        wandb_log: gets the metrics, too; None for nobody.
 
     Attributes:
         evaluated: updates whose evaluations are in the lines that were kept.
@@ -47,16 +51,21 @@ class MetricsWriter:
         resumed_at: int,
         tensorboard: bool,
         warn: Callable[[str], object] = warnings.warn,
+        wandb_log: WandbLog | None = None,
     ):
         """Drops what is written again."""
         self._workdir = workdir
         self._warn = warn
+        self._wandb = wandb_log
         self._warned: set[str] = set()
         self._num_failures = 0
         path = workdir / "metrics.jsonl"
         kept = self._attempt("metrics.jsonl", lambda: _keep_until(path, resumed_at)) or []
         self.evaluated = {line["update"] for line in kept if "eval/accuracy" in line}
         self._lines = Lines(path)
+        self._times = Lines(workdir / "timeline.jsonl")
+        # So that the times of several attempts at a run come after each other.
+        self._time_of_day = TimeOfDay()
         self._events = EventWriter(workdir / "tensorboard", resumed_at + 1) if tensorboard else None
 
     def write(
@@ -82,6 +91,9 @@ class MetricsWriter:
         events = self._events
         if events is not None:
             self._attempt("tensorboard", lambda: events.write(update, values, histograms or {}))
+        wandb_log = self._wandb
+        if wandb_log is not None:
+            self._attempt("wandb", lambda: wandb_log.write(update, values))
 
     def write_rollouts(self, update: int, groups: Sequence[Group], tokenizer: Tokenizer) -> None:
         """Readable samples, a JSON line a response: prompt, response, reward, lag, why it stopped.
@@ -101,6 +113,32 @@ class MetricsWriter:
 
         self._attempt("rollouts", write)
 
+    def write_times(
+        self,
+        update: int,
+        spans: Mapping[str, tuple[float, float]],
+        handed_in: Sequence[HandedIn],
+    ) -> None:
+        """A line of `timeline.jsonl`: who was at work when, in seconds since 1970.
+
+        Args:
+            update: number of updates done.
+            spans: what the learner did -> start and end, monotonic seconds.
+            handed_in: by samplers since the line before.
+        """
+        leases = [
+            [
+                one.holder[0] if one.holder else 0,
+                one.lease.number,
+                one.lease.version,
+                *self._of_day(one.finished - one.busy_s, one.finished),
+            ]
+            for one in handed_in
+        ]
+        learner = {name: self._of_day(*span) for name, span in spans.items()}
+        line = json.dumps({"update": update, **learner, "leases": leases})
+        self._attempt("timeline.jsonl", lambda: self._times.append(line))
+
     def metrics(self) -> dict[str, float]:
         """`log/failures`: how often something could not be written so far."""
         return {"log/failures": self._num_failures}
@@ -108,11 +146,18 @@ class MetricsWriter:
     def close(self) -> None:
         """Writes what waits, if that can be done, and closes the files."""
         self._attempt("metrics.jsonl", self._lines.close)
+        self._attempt("timeline.jsonl", self._times.close)
         lost = self._lines.num_lost + self._lines.num_waiting
         if lost:
             self._warn(f"{self._workdir / 'metrics.jsonl'}: {lost} lines are lost")
         if self._events is not None:
             self._events.close()
+        if self._wandb is not None:
+            self._wandb.close()
+
+    def _of_day(self, *times: float) -> list[float]:
+        """Monotonic seconds as times of day."""
+        return [self._time_of_day.at(one) for one in times]
 
     def _attempt(self, name: str, write: Callable[[], T]) -> T | None:
         """What `write` returns; None where the disk is in the way."""

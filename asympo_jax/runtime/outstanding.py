@@ -8,10 +8,12 @@ import math
 from collections.abc import Sequence
 
 from asympo_jax.runtime.admission import Admission
-from asympo_jax.runtime.leases import Holder, Lease, Out, Refused
+from asympo_jax.runtime.leases import HandedIn, Holder, Lease, Out, Refused
 from asympo_jax.runtime.ledger import Ledger, TicketState
 from asympo_jax.runtime.tickets import Pacing
 from asympo_jax.types import Group
+
+_MAX_HANDED_IN = 10_000  # that nobody asked for
 
 
 class Outstanding:
@@ -41,6 +43,7 @@ class Outstanding:
         self._admission = admission
         self._attempts: collections.Counter[int] = collections.Counter()
         self._out: dict[int, Out] = {}
+        self._handed_in: collections.deque[HandedIn] = collections.deque(maxlen=_MAX_HANDED_IN)
         # Leases whose tickets are issued but waiting: from an earlier run, or of a lost sampler.
         waiting = (t for t, live in ledger.live.items() if live.state is TicketState.WAITING)
         self._waiting = sorted({ticket // pacing.prompts_per_lease for ticket in waiting})
@@ -87,10 +90,17 @@ class Outstanding:
         self._out[number] = Out(lease, holder, now + self._lease_s)
         return lease
 
-    def finish(self, lease: Lease) -> None:
+    def finish(self, lease: Lease, now: float, busy_s: float) -> None:
         """A lease is handed in."""
-        del self._out[lease.number]
+        out = self._out.pop(lease.number)
+        self._handed_in.append(HandedIn(lease, out.holder, now, busy_s))
         del self._attempts[lease.number]  # it is never given out again
+
+    def take_handed_in(self) -> list[HandedIn]:
+        """What was handed in since the last call, the newest thousands."""
+        found = list(self._handed_in)
+        self._handed_in.clear()
+        return found
 
     def take_back(self, lease: Lease) -> None:
         """The tickets of a lease that is out wait again."""

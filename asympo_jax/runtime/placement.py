@@ -70,6 +70,11 @@ def start_backend(field: str, platform: str, num_devices: int = 1) -> None:
         )
 
 
+def device_kinds() -> list[str]:
+    """What jax calls the devices of this process."""
+    return [device.device_kind for device in jax.devices()]
+
+
 def role_environment(platform: str, visible_devices: str, num_devices: int = 1) -> dict[str, str]:
     """Environment of a sampler or the evaluator: this one's, with its own platform and devices."""
     environment = dict(os.environ)

@@ -79,6 +79,16 @@ class Published:
     publish_s: float
 
 
+def spans(published: Published) -> dict[str, tuple[float, float]]:
+    """When the learner waited, trained and published; start and end in monotonic seconds."""
+    taken, finished = published.update.taken, published.finished
+    return {
+        "wait": (taken - published.wait_s, taken),
+        "train": (finished - published.train_s, finished),
+        "publish": (finished, finished + published.publish_s),
+    }
+
+
 class Publisher:
     """A thread that publishes updates, one after the other.
 
