@@ -14,7 +14,6 @@ from asympo_jax.models import counts
 from asympo_jax.plan_subject import Subject
 from asympo_jax.runtime import wire
 from asympo_jax.runtime.leases import Lease
-from asympo_jax.states import abstract_state
 from asympo_jax.types import Group
 
 Value = int | float | str
@@ -62,7 +61,7 @@ def _of_run(subject: Subject) -> Iterator[Line]:
     """What the experiment is, in short."""
     config, model, engine = subject.config, subject.model, subject.engine
     pacing = config.pacing
-    params = jax.tree.leaves(abstract_state(config, model).params)
+    params = jax.tree.leaves(subject.state.params)
     trained = sum(math.prod(x.shape) for x in params)
     texts = {
         "objective": config.objective.name,

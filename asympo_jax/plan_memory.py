@@ -14,7 +14,6 @@ from asympo_jax.models import MeshShape, ModelConfig
 from asympo_jax.models.logprobs import tokens_at_once
 from asympo_jax.plan_subject import Subject
 from asympo_jax.sections import LearnerConfig
-from asympo_jax.states import abstract_state
 
 _FLOAT_BYTES = 4
 # Of a snapshot on the devices: the one that is written, and the one that waits behind it.
@@ -37,12 +36,12 @@ def bytes_of(tree: Any, shape: MeshShape | None = None) -> int:
 
 def snapshot(subject: Subject) -> Any:
     """The shapes of what the learner sends with each version: parameters, or adapters alone."""
-    return _rounded(subject, abstract_state(subject.config, subject.model).params)
+    return _rounded(subject, subject.state.params)
 
 
 def policy(subject: Subject) -> Any:
     """The shapes of the parameters that a sampler has, adapters in their places."""
-    state = abstract_state(subject.config, subject.model)
+    state = subject.state
     base = state.base
     if base is None:
         return _rounded(subject, state.params)
@@ -64,9 +63,9 @@ def learner_sizes(subject: Subject, learner: LearnerConfig | None = None) -> Siz
         subject: what is planned.
         learner: instead of the experiment's.
     """
-    config, model = subject.config, subject.model
+    config = subject.config
     learner = learner or config.learner
-    mesh, state = learner.mesh, abstract_state(config, model)
+    mesh, state = learner.mesh, subject.state
     rows = (learner.micro_batch or config.prompts_per_update * config.group_size) // (
         mesh.num_row_shards
     )

@@ -12,7 +12,6 @@ from asympo_jax import learning, models, plan_memory
 from asympo_jax.plan_subject import Subject
 from asympo_jax.sampling import draw_params
 from asympo_jax.sampling.lanes import Fixed, Requests, decode, prefill
-from asympo_jax.states import abstract_state
 from asympo_jax.types import Batch
 
 
@@ -44,7 +43,7 @@ def traced_step(subject: Subject, mesh: Mesh | None, place: Sharding | None = No
     model = dataclasses.replace(subject.model, remat=config.learner.remat, mesh=mesh)
     optimizer = learning.make_optimizer(config.optimizer)
     step = learning.make_train_step(model, config.objective, optimizer, config.step)
-    state = abstract_state(config, subject.model)
+    state = subject.state
     packed = learning.pack(config.step.packing, longest_batch(subject))
     if mesh is None:
         inputs = _at(place, (state, packed))

@@ -1,15 +1,18 @@
 """What is planned: an experiment, and the shapes of its decoder and its samplers."""
 
 import dataclasses
+import functools
 import pathlib
 
 import ml_collections
 
 from asympo_jax.config import resolve
 from asympo_jax.experiment import build_parts, engine_of
+from asympo_jax.learning import TrainState
 from asympo_jax.models import Llama3Scaling, ModelConfig
 from asympo_jax.sampling import EngineConfig
 from asympo_jax.settings import ExperimentConfig
+from asympo_jax.states import abstract_state
 
 # As in the published config.json of each; a plan needs no file of theirs.
 SHAPES = {
@@ -40,6 +43,11 @@ class Subject:
     config: ExperimentConfig
     model: ModelConfig
     engine: EngineConfig
+
+    @functools.cached_property
+    def state(self) -> TrainState:
+        """The shapes of the learner's state at update 0."""
+        return abstract_state(self.config, self.model)
 
 
 def shape_named_by(config_file: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import re
 import shlex
 import sys
@@ -136,7 +137,7 @@ def test_a_lease_is_handed_in_with_no_more_bytes_than_planned(is_recorded):
         failure_G=np.zeros(shape[0], np.int8),
     )  # fmt: skip
     far.send_bytes(wire.encode({"type": "accepted"}))
-    client = LocalClient(near.fileno(), near.fileno())
+    client = LocalClient(os.dup(near.fileno()), os.dup(near.fileno()))
     client.submit(Lease(3, 0, 3, "0123456789ab"), [group, group], 1.5)
     assert len(far.recv_bytes()) == plan_estimate.frame_bytes(subject)
 
@@ -160,7 +161,7 @@ def test_the_plan_tells_the_bounds_of_lag_leases_and_queue():
     [
         ({"model__num_layers": 8}, 0.5),
         ({"sampler__max_response_tokens": 256}, 0.9),
-        ({"sampler__max_response_tokens": 256}, 0.05),
+        ({"sampler__max_response_tokens": 256}, 0.15),
     ],
 )
 def test_what_does_not_fit_fits_after_the_change_that_the_plan_names(fields, share):
@@ -169,7 +170,7 @@ def test_what_does_not_fit_fits_after_the_change_that_the_plan_names(fields, sha
     whole = sum(plan_memory.learner_sizes(subject).values())
     before, _ = plan_fitting.sentences(subject, round(share * whole))
     assert "the learner does not fit" in before
-    changed = dict(re.findall(r"--config\.(\S+)=(\w+)", before))
+    changed = dict(re.findall(r"--config\.(learner\.\w+)=(\w+)", before))
     assert changed
     named = {
         name.replace(".", "__"): int(value) if value.isdigit() else value
