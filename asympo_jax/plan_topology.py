@@ -189,17 +189,23 @@ _LEARNER_KNOBS = (
 _SAMPLER_KNOBS = "a smaller sampler.lanes, or sampler.params_dtype bfloat16 or int8"
 
 
+# What is needed and what there is, in the compiler's words; it names the temporaries alone.
+_OUT_OF_MEMORY = re.compile(
+    r"([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)",
+)
+
+
 def _compiled(section: str, traced: Any, knobs: str) -> Iterator[Line]:
     """A program's memory, or how much too large it is."""
     start = time.monotonic()
     try:
         found = traced.lower().compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
-        sizes = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", str(error))
+        sizes = _OUT_OF_MEMORY.search(str(error))
         if sizes is None:
             raise
-        yield Line(section, "HBM that it would use", _size(sizes[1], sizes[2]), "bytes")
-        yield Line(section, "HBM of a chip", _size(sizes[3], sizes[4]), "bytes")
+        yield Line(section, "HBM needed, at least", _size(*sizes.group(1, 2)), "bytes")
+        yield Line(section, "HBM of a chip", _size(*sizes.group(3, 4)), "bytes")
         yield Line(section, "does not fit", f"less is used with {knobs}")
         return
     sizes = {
