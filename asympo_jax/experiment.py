@@ -73,16 +73,7 @@ def build_parts(config: ExperimentConfig) -> Parts:
     _check_lengths(config, task)
     if config.warmup.num_steps:
         task.demonstration(0)  # refuses a warm-up on a task that has none
-    engine = EngineConfig(
-        num_prompts=config.pacing.prompts_per_lease,
-        group_size=config.group_size,
-        max_prompt_tokens=config.sampler.max_prompt_tokens,
-        max_response_tokens=config.sampler.max_response_tokens,
-        segment=config.sampler.segment,
-        stop_ids=task.tokenizer.stop_ids,
-        lanes=config.sampler.lanes,
-        record_logp="behaviour" in config.objective.needs or config.sampler.record_behaviour_logp,
-    )
+    engine = engine_of(config, task.tokenizer.stop_ids)
     model = _make_model(config, task)
     config.learner.mesh.check(model)
     pool = _make_pool(config, task)
@@ -93,6 +84,20 @@ def build_parts(config: ExperimentConfig) -> Parts:
         engine=engine,
         correct=None if pool is None else functools.partial(_are_correct, pool),
         prompts_sha256=prompts_sha256(task),
+    )
+
+
+def engine_of(config: ExperimentConfig, stop_ids: tuple[int, ...]) -> EngineConfig:
+    """The shapes of a lease."""
+    return EngineConfig(
+        num_prompts=config.pacing.prompts_per_lease,
+        group_size=config.group_size,
+        max_prompt_tokens=config.sampler.max_prompt_tokens,
+        max_response_tokens=config.sampler.max_response_tokens,
+        segment=config.sampler.segment,
+        stop_ids=stop_ids,
+        lanes=config.sampler.lanes,
+        record_logp="behaviour" in config.objective.needs or config.sampler.record_behaviour_logp,
     )
 
 

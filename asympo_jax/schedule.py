@@ -114,14 +114,19 @@ def queue_capacity(config: ml_collections.ConfigDict) -> int:
     return max(1, config.lag) * batch if capacity is None else capacity
 
 
+def max_leases(pacing: Pacing, capacity: int) -> int:
+    """Leases that can be out at once, in a queue of so many groups."""
+    num_groups = min(capacity, (pacing.max_lag + 1) * pacing.prompts_per_update)
+    return num_groups // pacing.prompts_per_lease
+
+
 def check_sampler_count(count: int, pacing: Pacing, capacity: int) -> None:
     """Refuses samplers that could never have a lease.
 
     Raises:
         ValueError: naming the field, its value and what is allowed.
     """
-    size = pacing.prompts_per_lease
-    num_leases = min(capacity, (pacing.max_lag + 1) * pacing.prompts_per_update) // size
+    size, num_leases = pacing.prompts_per_lease, max_leases(pacing, capacity)
     if count > num_leases:
         raise ValueError(
             f"sampler.count={count}: must be at most {num_leases}, the leases of "

@@ -27,14 +27,26 @@ def first_state(
         params: of the decoder; device arrays are not copied.
         mesh: where the state lies; None for one device.
     """
+    return models.placed(mesh, _made(config, parts.model, params))
+
+
+def abstract_state(config: ExperimentConfig, model: models.ModelConfig) -> TrainState:
+    """The shapes of the state at update 0; no device is touched."""
+    return jax.eval_shape(
+        lambda: _made(config, model, models.init_params(model, jax.random.key(config.init_seed)))
+    )
+
+
+def _made(config: ExperimentConfig, model: models.ModelConfig, params: models.Params) -> TrainState:
+    """The state at update 0."""
     optimizer, needs = make_optimizer(config.optimizer), config.objective.needs
     if not config.lora.rank:
-        return models.placed(mesh, state_from_params(params, optimizer, needs))
+        return state_from_params(params, optimizer, needs)
     # Not the key itself, from which a decoder without a warm-up was drawn.
     key = jax.random.fold_in(jax.random.key(config.init_seed), 1)
-    adapters = models.init_adapters(parts.model, config.lora, key)
-    base = models.frozen_base(parts.model, params, config.lora)
-    return models.placed(mesh, state_from_params(adapters, optimizer, needs, base))
+    adapters = models.init_adapters(model, config.lora, key)
+    base = models.frozen_base(model, params, config.lora)
+    return state_from_params(adapters, optimizer, needs, base)
 
 
 def state_like(
@@ -77,12 +89,7 @@ def _without_values(
     config: ExperimentConfig, parts: Parts, mesh: jax.sharding.Mesh | None
 ) -> TrainState:
     """The shapes of a run's states, on the devices where they would be made."""
-
-    def first() -> TrainState:
-        params = models.init_params(parts.model, jax.random.key(config.init_seed))
-        return first_state(config, parts, params)
-
-    state = jax.eval_shape(first)
+    state = abstract_state(config, parts.model)
     if mesh is None:
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: place, state)

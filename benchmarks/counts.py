@@ -1,14 +1,15 @@
-"""FLOPs and bytes that the work of a comparison needs, counted from its shape alone.
+"""FLOPs and bytes that the work of a comparison needs; `asympo_jax.models.counts` says what counts.
 
-A multiply-add is two FLOPs. Matrix products and attention are counted, and each once: what an
-implementation computes again, pads or reads twice is its own affair, so that a fraction of a
-machine's ceiling says how much of it did something needed. Norms, softmax, draws and the optimiser
-are left out. Attention is causal. The embedding is looked up, not multiplied.
+What an implementation computes again, pads or reads twice is its own affair, so that a fraction of
+a machine's ceiling says how much of it did something needed.
 """
 
 import dataclasses
 
 from workload import Workload
+from write_model import decoder
+
+from asympo_jax.models import counts
 
 FLOAT_BYTES = 4
 
@@ -26,42 +27,12 @@ class Needed:
     bytes: float = 0.0
 
 
-def num_parameters(work: Workload) -> int:
-    """Parameters of the decoder, its head tied to the embedding."""
-    width, head = work.width, work.head_width
-    attention = width * head * (2 * work.num_heads + 2 * work.num_kv_heads) + 2 * head
-    mlp = 3 * width * work.mlp_width
-    layer = attention + mlp + 2 * width
-    return work.vocab_size * width + work.num_layers * layer + width
-
-
-def layer_flops(work: Workload) -> float:
-    """Matrix products of all layers for one token, without attention."""
-    projections = work.width * work.head_width * (2 * work.num_heads + 2 * work.num_kv_heads)
-    return 2.0 * work.num_layers * (projections + 3 * work.width * work.mlp_width)
-
-
-def attention_flops(work: Workload, context: float) -> float:
-    """Scores and weighted sum of all layers for one token that looks at `context` positions."""
-    return 4.0 * work.num_layers * work.num_heads * work.head_width * context
-
-
-def head_flops(work: Workload) -> float:
-    """Logits of one position."""
-    return 2.0 * work.width * work.vocab_size
-
-
 def forward(work: Workload) -> Needed:
-    """Each prompt once, each response token but the last, and the logits that score all of them.
-
-    The responses to a prompt share it, and the logits of their first tokens with it. A last token
-    predicts nothing.
-    """
-    positions = work.prompt_tokens
-    prompt = positions * layer_flops(work) + head_flops(work)
-    prompt += attention_flops(work, positions * (positions + 1) / 2)
-    steps = [decode_step(work, drawn).flops for drawn in range(work.response_tokens - 1)]
-    return Needed(work.num_prompts * prompt + sum(steps))
+    """See `counts.forward_flops`."""
+    lengths = counts.Lengths(
+        work.num_prompts, work.group_size, work.prompt_tokens, work.response_tokens
+    )
+    return Needed(counts.forward_flops(decoder(work), lengths))
 
 
 def update(work: Workload) -> Needed:
@@ -75,15 +46,17 @@ def decode_step(work: Workload, drawn: float) -> Needed:
     Its bytes are every parameter once, and the cache once: the prompt's part once a prompt, as its
     responses share it, their own part once each.
     """
-    context = work.prompt_tokens + drawn + 1
-    flops = layer_flops(work) + attention_flops(work, context) + head_flops(work)
+    model, context = decoder(work), float(work.prompt_tokens + drawn + 1)
+    flops = counts.layer_flops(model) + counts.attention_flops(model, context)
+    flops += counts.head_flops(model)
     position_bytes = 2 * work.num_layers * work.num_kv_heads * work.head_width * FLOAT_BYTES
     cached = work.num_prompts * work.prompt_tokens + work.num_sequences * (drawn + 1)
-    needed = num_parameters(work) * FLOAT_BYTES + cached * position_bytes
+    needed = counts.num_parameters(model) * FLOAT_BYTES + cached * position_bytes
     return Needed(work.num_sequences * flops, needed)
 
 
 def sampling(work: Workload) -> Needed:
     """A whole batch: each prompt once, then a decode step for every token but the last."""
     steps = [decode_step(work, drawn).bytes for drawn in range(work.response_tokens - 1)]
-    return Needed(forward(work).flops, num_parameters(work) * FLOAT_BYTES + sum(steps))
+    parameter_bytes = counts.num_parameters(decoder(work)) * FLOAT_BYTES
+    return Needed(forward(work).flops, parameter_bytes + sum(steps))

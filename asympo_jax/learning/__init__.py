@@ -2,7 +2,7 @@
 
 from asympo_jax.learning.batching import informative_groups, make_batch
 from asympo_jax.learning.optimizer import OptimizerConfig, make_optimizer
-from asympo_jax.learning.packing import PackedBatch, Packing, pack, spread
+from asympo_jax.learning.packing import PackedBatch, Packing, pack, shardings_of_packed, spread
 from asympo_jax.learning.train_state import (
     StepConfig,
     TrainState,
@@ -34,6 +34,7 @@ __all__ = [
     "make_warmup_optimizer",
     "make_warmup_step",
     "pack",
+    "shardings_of_packed",
     "spread",
     "state_from_params",
 ]

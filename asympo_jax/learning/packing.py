@@ -140,20 +140,24 @@ def pack(packing: Packing, batch: Batch) -> PackedBatch:
 
 def spread(mesh: jax.sharding.Mesh, packed: PackedBatch) -> PackedBatch:
     """The batch on a mesh: each device has its own rows, and its share of the responses."""
+    return jax.tree.map(_put, shardings_of_packed(mesh, packed), packed)
+
+
+def shardings_of_packed(mesh: jax.sharding.Mesh, packed: PackedBatch) -> PackedBatch:
+    """Where each array of a packed batch lies on a mesh."""
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     by_response, by_block = row_sharding(mesh), row_sharding(mesh, axis=1)
-    batch = packed.batch
     return PackedBatch(
         batch=Batch(
-            tokens_BT=_put(by_response, batch.tokens_BT),
-            drawn_BT=_put(by_response, batch.drawn_BT),
-            reward_PG=_put(everywhere, batch.reward_PG),
-            behaviour_logp_BT=jax.tree.map(lambda x: _put(by_response, x), batch.behaviour_logp_BT),
+            tokens_BT=by_response,
+            drawn_BT=by_response,
+            reward_PG=everywhere,
+            behaviour_logp_BT=jax.tree.map(lambda _: by_response, packed.batch.behaviour_logp_BT),
         ),
-        rows=jax.tree.map(lambda x: _put(by_block, x), packed.rows),
-        num_micro_batches=_put(everywhere, packed.num_micro_batches),
-        first_B=_put(by_response, packed.first_B),
-        place_B=_put(by_response, packed.place_B),
+        rows=jax.tree.map(lambda _: by_block, packed.rows),
+        num_micro_batches=everywhere,
+        first_B=by_response,
+        place_B=by_response,
     )
 
 

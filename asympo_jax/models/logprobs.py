@@ -78,9 +78,7 @@ def target_logp(
         vocab_size //= mesh.shape[VOCABULARY]
         num_shards = math.prod(mesh.shape[axis] for axis in ROWS)
     num_tokens = math.prod(target.shape) // num_shards
-    at_once = _LOGITS_IN_ALL if num_tokens * vocab_size <= _LOGITS_IN_ALL else _LOGITS_AT_ONCE
-    by_memory = min(max(at_once // vocab_size, _MIN_CHUNK), _MAX_CHUNK)
-    most = max(1, min(chunk or by_memory, num_tokens))
+    most = tokens_at_once(num_tokens, vocab_size, chunk)
     num_chunks = max(1, -(-num_tokens // most))
     # As many chunks, all alike, with the least padding.
     chunk = max(1, -(-num_tokens // num_chunks))
@@ -90,6 +88,13 @@ def target_logp(
     pair: Any = _chunked_logp(chunk, 1.0 / temperature, mesh, hidden_ND, head_VD, target_N)
     logp, entropy = (_unpadded(x_N, num_shards, num_tokens).reshape(target.shape) for x_N in pair)
     return logp, jax.lax.stop_gradient(entropy)
+
+
+def tokens_at_once(num_tokens: int, vocab_size: int, chunk: int = 0) -> int:
+    """The most tokens whose logits a device holds at once, of those that it has; see above."""
+    at_once = _LOGITS_IN_ALL if num_tokens * vocab_size <= _LOGITS_IN_ALL else _LOGITS_AT_ONCE
+    by_memory = min(max(at_once // vocab_size, _MIN_CHUNK), _MAX_CHUNK)
+    return max(1, min(chunk or by_memory, num_tokens))
 
 
 def _padded(x: Array, num_shards: int, padding: int) -> Array:

@@ -8,13 +8,14 @@ import dataclasses
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from asympo_jax.models.config import ModelConfig
 
 # Of the mesh: copies of the parameters, parts of the parameters, parts of each product.
 AXES = ("data", "fsdp", "tensor")
+_KINDS = (AxisType.Auto,) * len(AXES)
 # What the rows of a batch are split over, so that `fsdp` parts the work as well as the memory.
 ROWS = ("data", "fsdp")
 VOCABULARY = "tensor"
@@ -82,11 +83,20 @@ class MeshShape:
         """The mesh of the first devices; None for one device, which needs none."""
         if self.num_devices == 1:
             return None
-        shape, kinds = (self.data, self.fsdp, self.tensor), (AxisType.Auto,) * len(AXES)
-        return jax.make_mesh(shape, AXES, kinds, devices=jax.devices()[: self.num_devices])
+        devices = jax.devices()[: self.num_devices]
+        return jax.make_mesh(self._sizes, AXES, _KINDS, devices=devices)
+
+    def without_devices(self) -> AbstractMesh:
+        """The mesh alone, for what can be said of it before any device is touched."""
+        return AbstractMesh(self._sizes, AXES, _KINDS)
+
+    @property
+    def _sizes(self) -> tuple[int, int, int]:
+        """In the order of `AXES`."""
+        return self.data, self.fsdp, self.tensor
 
 
-def sharding_of(mesh: Mesh, path: str) -> NamedSharding:
+def sharding_of(mesh: Mesh | AbstractMesh, path: str) -> NamedSharding:
     """Where a parameter lies, or what an optimiser keeps for it.
 
     Args:
@@ -98,7 +108,7 @@ def sharding_of(mesh: Mesh, path: str) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(_RULES[axis][0] if axis else None for axis in axes)))
 
 
-def shardings_of(mesh: Mesh, tree: Any) -> Any:
+def shardings_of(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
     """`sharding_of` every array of a tree: parameters, adapters, what an optimiser keeps."""
 
     def of(path: Any, leaf: Any) -> NamedSharding:

@@ -1,0 +1,226 @@
+"""The TPU compiler's own numbers for a slice of TPUs that need not be there.
+
+The compiler comes with the wheel libtpu and runs on the CPU. It is given the learner's step, over
+the chips of the slice, and a decode segment of a sampler on one of them.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import AxisType, Mesh, SingleDeviceSharding
+
+from asympo_jax import plan_programs
+from asympo_jax.models.sharding import AXES
+from asympo_jax.plan_estimate import Line
+from asympo_jax.plan_subject import Subject
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A generation of TPUs.
+
+    Attributes:
+        accelerator: how its accelerator types begin.
+        num_axes: of a slice.
+        cores: of a chip, which accelerator types of some generations count.
+        host: the chips of a host, along each axis.
+        largest: the most chips of a slice.
+    """
+
+    accelerator: str
+    num_axes: int
+    cores: int
+    host: tuple[int, ...]
+    largest: int
+
+
+KINDS = {
+    "v5e": Kind("v5litepod", 2, 1, (2, 2), 256),
+    "v5p": Kind("v5p", 3, 2, (2, 2, 1), 8960),
+    "v6e": Kind("v6e", 2, 1, (2, 2), 256),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """A slice of TPUs.
+
+    Attributes:
+        kind: a name in `KINDS`.
+        sizes: chips along each axis.
+    """
+
+    kind: str
+    sizes: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """As in v5e:4x4."""
+        return f"{self.kind}:{'x'.join(map(str, self.sizes))}"
+
+    @property
+    def num_chips(self) -> int:
+        """Of the slice."""
+        return math.prod(self.sizes)
+
+    @property
+    def accelerator_type(self) -> str:
+        """What cloud tools call it, as in v5litepod-16."""
+        kind = KINDS[self.kind]
+        return f"{kind.accelerator}-{self.num_chips * kind.cores}"
+
+
+def slice_named(name: str) -> Slice:
+    """The slice of a name such as v5e:4x4.
+
+    Raises:
+        ValueError: there is none.
+    """
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+    kind = KINDS.get(match[1]) if match else None
+    if match is not None and kind is not None:
+        sizes = tuple(map(int, match[2].split("x")))
+        # Whole hosts, or a single chip.
+        fits = len(sizes) == kind.num_axes and (
+            set(sizes) == {1}
+            or all(size % along == 0 for size, along in zip(sizes, kind.host, strict=True))
+        )
+        if fits and 0 < math.prod(sizes) <= kind.largest:
+            return Slice(match[1], sizes)
+    raise ValueError(
+        f"--topology={name}: must be v5e:AxB, v6e:AxB or v5p:AxBxC, of whole hosts of "
+        "2x2 chips or one chip, such as v5e:4x4, v6e:2x4, v5p:2x2x1 or v5e:1x1"
+    )
+
+
+def check_compiler() -> None:
+    """Refuses to go on without the TPU compiler.
+
+    Raises:
+        ValueError: it is not installed; says how to install it.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(
+            "--topology: the TPU compiler is not installed, "
+            "`pip install 'asympo_jax[tpu]'` or `pip install libtpu` brings it"
+        )
+
+
+def spread_over(config: ml_collections.ConfigDict, wanted: Slice) -> list[str]:
+    """Gives the learner all chips of a slice by `learner.fsdp` if it has one device.
+
+    Its micro-batch grows to what the chips share evenly.
+
+    Returns:
+        A sentence on what was changed, if anything was.
+
+    Raises:
+        ValueError: the learner has several devices, but not as many as chips.
+    """
+    learner, num_chips = config.learner, wanted.num_chips
+    num_devices = learner.data * learner.fsdp * learner.tensor
+    if num_devices == num_chips:
+        return []
+    if num_devices != 1:
+        raise ValueError(
+            f"learner.data={learner.data}, learner.fsdp={learner.fsdp}, learner.tensor="
+            f"{learner.tensor} with --topology={wanted.name}: their product must be 1, or "
+            f"{num_chips}, the chips there"
+        )
+    learner.fsdp, changed = num_chips, f"--config.learner.fsdp={num_chips}"
+    if learner.micro_batch % num_chips:
+        learner.micro_batch += -learner.micro_batch % num_chips
+        changed += f" --config.learner.micro_batch={learner.micro_batch}"
+    return [f"the learner is planned with {changed}, which a run needs to be told, too"]
+
+
+def devices_of(wanted: Slice) -> list[Any]:
+    """The devices of a slice, for compilers alone.
+
+    The process has no other TPUs from here on, and no slice of another kind.
+
+    Raises:
+        ValueError: the compiler knows no such slice.
+    """
+    os.environ["TPU_ACCELERATOR_TYPE"] = wanted.accelerator_type
+    os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no TPU is taken from anybody
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is nobody to ask what machine this is
+    jax.config.update("jax_platforms", "cpu")
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=wanted.name)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"--topology={wanted.name}: the TPU compiler does not know it ({error})"
+        ) from error
+    assert len(found.devices) == wanted.num_chips, found.devices
+    return found.devices
+
+
+def compiled_lines(subject: Subject, wanted: Slice) -> Iterator[Line]:
+    """What the compiler says of the learner's step and of a decode segment, as it says it."""
+    devices = devices_of(wanted)
+    shape, place = subject.config.learner.mesh, SingleDeviceSharding(devices[0])
+    mesh = None
+    if shape.num_devices > 1:
+        grid = np.array(devices).reshape(shape.data, shape.fsdp, shape.tensor)
+        mesh = Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    section = f"learner's step, compiled for each of {shape.num_devices} chips of {wanted.name}"
+    yield from _compiled(section, plan_programs.traced_step(subject, mesh, place), _LEARNER_KNOBS)
+    section = f"sampler's decode segment, compiled for a chip of {wanted.name}"
+    yield from _compiled(section, plan_programs.traced_decode(subject, place), _SAMPLER_KNOBS)
+
+
+_LEARNER_KNOBS = (
+    "learner.remat=full, a smaller learner.micro_batch or learner.logp_chunk, lora.rank, or more "
+    "chips for learner.fsdp"
+)
+_SAMPLER_KNOBS = "a smaller sampler.lanes, or sampler.params_dtype bfloat16 or int8"
+
+
+# What is needed and what there is, in the compiler's words; it names the temporaries alone.
+_OUT_OF_MEMORY = re.compile(
+    r"([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)",
+)
+
+
+def _compiled(section: str, traced: Any, knobs: str) -> Iterator[Line]:
+    """A program's memory, or how much too large it is."""
+    start = time.monotonic()
+    try:
+        found = traced.lower().compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        sizes = _OUT_OF_MEMORY.search(str(error))
+        if sizes is None:
+            raise
+        yield Line(section, "HBM needed, at least", _size(*sizes.group(1, 2)), "bytes")
+        yield Line(section, "HBM of a chip", _size(*sizes.group(3, 4)), "bytes")
+        yield Line(section, "does not fit", f"less is used with {knobs}")
+        return
+    sizes = {
+        "arguments": found.argument_size_in_bytes,
+        "outputs": found.output_size_in_bytes,
+        "of them in the place of arguments": found.alias_size_in_bytes,
+        "temporaries": found.temp_size_in_bytes,
+        "program": found.generated_code_size_in_bytes,
+    }
+    yield from (Line(section, name, size, "bytes") for name, size in sizes.items())
+    total = sum(sizes.values()) - 2 * found.alias_size_in_bytes
+    yield Line(section, "HBM together", total, "bytes")
+    yield Line(section, "time to lower and compile", round(time.monotonic() - start, 1), "s")
+
+
+def _size(number: str, unit: str) -> int:
+    """Bytes of what the compiler writes as in 15.75G."""
+    return round(float(number) * 2 ** {"K": 10, "M": 20, "G": 30}[unit])
