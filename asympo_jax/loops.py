@@ -129,8 +129,8 @@ def _last_answer(groups: Sequence[Group], tokenizer: Tokenizer) -> Answer | None
         return None
     group = groups[-1]
     response = group.response_GT[0, : group.length_G[0]].tolist()
-    texts = (tokenizer.decode(ids) for ids in (group.prompt_S.tolist(), response))
-    return *texts, float(group.reward_G[0])
+    prompt = tokenizer.decode(group.prompt_S.tolist())
+    return prompt, tokenizer.decode(response), float(group.reward_G[0])
 
 
 def _make_sample(

@@ -83,7 +83,8 @@ def _check_runtime(config: ml_collections.ConfigDict) -> None:
         )
     defaults: Any = default_config()
     for section, field in _OF_SAMPLER_PROCESSES:
-        value, unused = config[section][field], defaults[section][field]
+        given: Any = config[section]
+        value, unused = given[field], defaults[section][field]
         if value != unused:
             default = "unset" if unused is None else f"at {unused!r}"
             raise ValueError(

@@ -12,7 +12,7 @@ from asympo_jax.inspect import main
 HOSTILE = "a\x1b[2J\r\x9b31m\u202e\u2028b\nupdate 99 · reward 1"
 
 
-def sample(response, reward=1.0, ticket=0, tokens=3, lag=0, prompt="1+1="):
+def sample(response, reward: object = 1.0, ticket=0, tokens=3, lag=0, prompt="1+1="):
     return {
         "ticket": ticket, "version": 0, "lag": lag, "prompt": prompt, "response": response,
         "reward": reward, "tokens": tokens, "stop": "stop_token",

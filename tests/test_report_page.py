@@ -42,7 +42,7 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
 
-def sample(response="#2", reward=1.0, version=0, ticket=0):
+def sample(response="#2", reward: object = 1.0, version=0, ticket=0):
     return {
         "ticket": ticket, "version": version, "lag": 0, "prompt": "1+1=", "response": response,
         "reward": reward, "tokens": 2, "stop": "stop_token",

@@ -76,9 +76,10 @@ def test_of_many_prompts_few_are_made_and_the_ends_are_among_them():
     assert len(found) == 3
 
 
-@pytest.mark.parametrize(
-    "prompt", [Prompt(0, "1+1=", ("2", "3")), Prompt(np.int64(0), "1+1=", "2"), "1+1="]
-)
+MISTAKEN: Any = [(0, "1+1=", ("2", "3")), (np.int64(0), "1+1=", "2")]
+
+
+@pytest.mark.parametrize("prompt", [*(Prompt(*fields) for fields in MISTAKEN), "1+1="])
 def test_a_prompt_that_would_be_another_in_a_grading_process_is_refused(prompt):
     class Wrong(Listed):
         def train_prompt(self, index):

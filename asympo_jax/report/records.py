@@ -72,7 +72,7 @@ class Run:
         for line in self.lines:
             for name, count in line.items():
                 if name.startswith(f"{_LAGS}/") and count > 0:
-                    counts[int(name.rpartition("/")[2])] += count
+                    counts[int(name.rpartition("/")[2])] += int(count)
         return {lag: counts[lag] / counts.total() for lag in sorted(counts)}
 
     def accuracies(self) -> Series:
