@@ -46,6 +46,7 @@ class _Ending:
         asked: whether it was called.
         saved: whether nothing is left to save.
         told: descriptor that wakes the thread.
+        is_held: whether nothing is raised now.
     """
 
     def __init__(self) -> None:
@@ -56,6 +57,7 @@ class _Ending:
         self.asked = False
         self.saved = False
         self.told = -1
+        self.is_held = False
 
 
 _ending = _Ending()
@@ -83,6 +85,20 @@ def raise_if_received() -> None:
     """Raises what a signal has asked for, if its exception was swallowed."""
     if _ending.received:
         raise _ending.received[0]
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Within it no signal raises; at its end it does. For a moment's work that leaves nothing half.
+
+    Between what is made and the context that removes it again, an exception would leave it there.
+    """
+    _ending.is_held = True
+    try:
+        yield
+    finally:
+        _ending.is_held = False
+    raise_if_received()
 
 
 @contextlib.contextmanager
@@ -137,7 +153,8 @@ def _handle(number: int, frame: object) -> None:
     if _ending.received:
         return  # Raised already: a second time would break off what cleans up.
     _ending.received.append(kind)
-    raise kind
+    if not _ending.is_held:
+        raise kind
 
 
 def _watch(heard: int, end_s: float, advice: str) -> None:

@@ -6,6 +6,7 @@ the samplers start before the learner loads or compiles anything, so that all do
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import shutil
 import time
@@ -98,17 +99,20 @@ class Prepared:
             raise RunFailed(str(error)) from error
         environment.record(self.workdir, environment.describe(placement.device_kinds()), say)
         run_id = uuid.uuid4().hex[:12]
-        directory, lock = make_snapshot_directory(self.config.snapshot_dir, run_id)
-        with lock, interrupts.cleaning(lambda: shutil.rmtree(directory, ignore_errors=True)):
+        with contextlib.ExitStack() as stack:
+            with interrupts.held_back():
+                directory, lock = make_snapshot_directory(self.config.snapshot_dir, run_id)
+                remove = functools.partial(shutil.rmtree, directory, ignore_errors=True)
+                stack.enter_context(lock)
+                stack.callback(remove)
+                stack.enter_context(interrupts.cleaning(remove))
             store = SnapshotStore(directory, run_id, self.config.sampler.params_dtype)
+            run = _Run(self.config, self.parts, self.workdir, store, run_id, shape.make())
             try:
-                run = _Run(self.config, self.parts, self.workdir, store, run_id, shape.make())
                 with failures(*_CAUSES):
                     result = run.train(all_cores)
             except NonFinite as failure:
                 raise Diverged(str(failure)) from failure
-            finally:
-                store.remove()
         result["wall_s"] = round(time.monotonic() - start, 3)
         try:
             workdirs.write_result(self.workdir, result)

@@ -27,7 +27,8 @@ class Moment:
 
     Attributes:
         name: `before`, `during` or `after` a commit of a checkpoint, `update` between an update and
-            its checkpoint, `start` of a sampler, or `operation`, any that touches the run's files.
+            its checkpoint, `start` of a sampler, `lock` of the directory of snapshots, or
+            `operation`, any that touches the run's files.
         count: the how manieth it is, from 1.
         signals: sent one after the other.
     """
@@ -87,10 +88,12 @@ def _is_it(name: str, event: str, is_written: bool, paths: list[str], places: li
     match name:
         case "before" | "after":
             return event == "os.rename" and bool(_COMMIT.search(paths[-1]))
+        case "lock":
+            return event == "open" and any(path.startswith(places[1]) for path in paths)
         case "during":
             return is_written and bool(_PARTIAL.search(paths[0]))
         case "start":
-            return event == "subprocess.Popen"
+            return event == "subprocess.Popen" and paths[0] != "git"
         case _:
             return any(path.startswith(place) for path in paths for place in places)
 

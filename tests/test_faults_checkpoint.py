@@ -81,7 +81,8 @@ def test_a_run_that_is_killed_at_random_moments_trains_the_same_tickets_and_ends
 
 
 def test_ctrl_c_at_any_moment_leaves_nothing_but_what_was_saved(runner, tmp_path):
-    for moment in [Moment("start", 1, INT), *random_moments(1, INT)]:
+    named = [Moment(name, 1, INT) for name in ("start", "lock")]
+    for moment in [*named, *random_moments(1, INT)]:
         ended = run(runner, tmp_path / "run", moment, **{**FIELDS, "num_updates": 100_000})
         assert ended.code == 130, (moment, ended.stderr)
         assert "error: interrupted" in ended.stderr
