@@ -33,7 +33,6 @@ class Parts:
         task: prompts, rewards, tokenizer.
         grader: rewards as training sees them.
         correct: which responses are right, in the evaluation; None to ask the task.
-        prompts_sha256: of the task's prompts.
         model: the decoder's shape.
         engine: shapes of a lease.
     """
@@ -43,7 +42,11 @@ class Parts:
     model: ModelConfig
     engine: EngineConfig
     correct: Callable[[Sequence[tuple[Prompt, str]]], list[bool]] | None
-    prompts_sha256: str
+
+    @functools.cached_property
+    def prompts_sha256(self) -> str:
+        """Of the task's prompts; made where it is asked for, as some take milliseconds each."""
+        return prompts_sha256(self.task)
 
 
 def build_parts(config: ExperimentConfig) -> Parts:
@@ -83,7 +86,6 @@ def build_parts(config: ExperimentConfig) -> Parts:
         model=model,
         engine=engine,
         correct=None if pool is None else functools.partial(_are_correct, pool),
-        prompts_sha256=prompts_sha256(task),
     )
 
 

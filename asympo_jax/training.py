@@ -129,6 +129,7 @@ def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
         RunFailed: the workdir is in use, or cannot be written now; nothing was started.
     """
     parts = experiment.build_parts(config)
+    prompts = parts.prompts_sha256  # refuses prompts that are none
     check_initial(config)
     config.log.check_installed()
     say_left_out(parts.task)
@@ -141,8 +142,7 @@ def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
         workdirs.check_writable("runtime.compilation_cache", pathlib.Path(config.compilation_cache))
     lock = workdirs.lock(workdir)
     try:
-        result = workdirs.prepare(workdir, config, parts.prompts_sha256)
-        return Prepared(config, parts, workdir, result, lock)
+        return Prepared(config, parts, workdir, workdirs.prepare(workdir, config, prompts), lock)
     except Exception:
         lock.close()
         raise
