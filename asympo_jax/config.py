@@ -15,7 +15,7 @@ import ml_collections
 from asympo_jax import objectives, schedule
 from asympo_jax.defaults import default_config
 from asympo_jax.learning import OptimizerConfig, WarmupConfig
-from asympo_jax.models import LoraConfig, ModelConfig
+from asympo_jax.models import PRESETS, LoraConfig, ModelConfig
 from asympo_jax.outputs import CheckpointConfig, LogConfig
 from asympo_jax.sections import (
     EvalConfig,
@@ -103,10 +103,9 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
     schedule.check_sampler_count(sampler.count, pacing, capacity)
     learner = LearnerConfig(**config.learner.to_dict())
     model = config.model.to_dict()
-    hf_dir = model.pop("hf_dir")
+    hf_dir, preset = model.pop("hf_dir"), model.pop("preset")
     ModelConfig(vocab_size=1, **model)  # refuses a wrong shape now
-    if hf_dir is not None:
-        _check_hf_dir(config, hf_dir, model)
+    _check_source(config, model)
     stall_s, lease_s = config.runtime.stall_s, config.runtime.lease_s
     source = config.to_dict()
     warmup = config.warmup.to_dict()
@@ -123,6 +122,7 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
         task_options=task_options,
         reward=_reward(config),
         model=model,
+        preset=preset,
         hf_dir=hf_dir,
         lora=LoraConfig(**config.lora.to_dict()),
         optimizer=OptimizerConfig(**config.optimizer.to_dict()),
@@ -144,16 +144,22 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
     )
 
 
-def _check_hf_dir(config: ml_collections.ConfigDict, hf_dir: str, model: Mapping[str, Any]) -> None:
-    """Refuses what a model that is loaded leaves without effect."""
+def _check_source(config: ml_collections.ConfigDict, model: Mapping[str, Any]) -> None:
+    """Refuses what a preset, or a model that is loaded, leaves without effect."""
     defaults: Any = default_config()
-    for field, value in model.items():
+    preset, hf_dir = config.model.preset, config.model.hf_dir
+    if preset and preset not in PRESETS:
+        raise ValueError(f"model.preset={preset!r}: must be one of {sorted(PRESETS)}, or empty")
+    source = f"model.preset={preset!r}: it" if preset else None
+    if hf_dir is not None:
+        source = f"model.hf_dir={hf_dir!r}: the config.json there"
+    for field, value in model.items() if source else ():
         if field != "dtype" and value != defaults.model[field]:
             raise ValueError(
-                f"model.{field}={value!r} with model.hf_dir={hf_dir!r}: the config.json there says "
-                f"the shape, leave model.{field} at its default"
+                f"model.{field}={value!r} with {source} says the shape, leave model.{field} at its "
+                "default"
             )
-    if config.warmup.num_steps:
+    if hf_dir is not None and config.warmup.num_steps:
         raise ValueError(
             f"warmup.num_steps={config.warmup.num_steps} with model.hf_dir={hf_dir!r}: a model "
             "that is loaded is not warmed up, must be 0"

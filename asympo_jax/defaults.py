@@ -127,7 +127,7 @@ def default_config() -> ml_collections.ConfigDict:
                 **{option: unset(str) for option in _TASK_TEXTS},
             },
             "reward": {**_REWARD, "function": unset(str), "num_processes": unset(int)},
-            "model": {**_MODEL, "hf_dir": unset(str)},
+            "model": {**_MODEL, "preset": "", "hf_dir": unset(str)},
             "lora": {"rank": 0, "alpha": unset(float), "targets": unset(str)},
             "optimizer": dict(_OPTIMIZER),
             "learner": dict(_LEARNER),

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asympo_jax import import_path, models
+from asympo_jax import decoder, import_path, models
 from asympo_jax.defaults import default_config
-from asympo_jax.hf_tokenizer import HfTokenizer
 from asympo_jax.models import ModelConfig
 from asympo_jax.runtime.admission import Admission
 from asympo_jax.runtime.reward_pool import RewardPool, RewardSource
@@ -77,7 +76,7 @@ def build_parts(config: ExperimentConfig) -> Parts:
     if config.warmup.num_steps:
         task.demonstration(0)  # refuses a warm-up on a task that has none
     engine = engine_of(config, task.tokenizer.stop_ids)
-    model = _make_model(config, task)
+    model = decoder.shape_of(config, task.tokenizer)
     config.learner.mesh.check(model)
     pool = _make_pool(config, task)
     return Parts(
@@ -100,31 +99,6 @@ def engine_of(config: ExperimentConfig, stop_ids: tuple[int, ...]) -> EngineConf
         stop_ids=stop_ids,
         lanes=config.sampler.lanes,
         record_logp="behaviour" in config.objective.needs or config.sampler.record_behaviour_logp,
-    )
-
-
-def _make_model(config: ExperimentConfig, task: Task) -> ModelConfig:
-    """The decoder's shape: of a Hugging Face directory, or of the config and the tokenizer.
-
-    Raises:
-        ValueError: the directory cannot be used, or has not all ids of the tokenizer.
-    """
-    num_ids = task.tokenizer.vocab_size
-    if config.hf_dir is None:
-        return ModelConfig(vocab_size=num_ids, **config.model)
-    try:
-        model = models.load_config(config.hf_dir, config.model["dtype"])
-    except ValueError as error:
-        raise ValueError(f"model.hf_dir: {error}") from error
-    # A decoder can have rows for more ids than a tokenizer of its kind knows.
-    if model.vocab_size == num_ids:
-        return model
-    if model.vocab_size > num_ids and isinstance(task.tokenizer, HfTokenizer):
-        return model
-    raise ValueError(
-        f"model.hf_dir={config.hf_dir!r}: its decoder has {model.vocab_size} token ids, the "
-        f"tokenizer of task {config.task_name!r} has {num_ids}; task.tokenizer_dir names the "
-        "tokenizer of a decoder"
     )
 
 

@@ -36,6 +36,8 @@ class ExperimentConfig:
         task_options: of the task's constructor.
         reward: what the task's reward becomes.
         model: fields of `ModelConfig`; the task's tokenizer gives `vocab_size`.
+        preset: the published shape that the decoder has, a directory's must be that; of `model`
+            only `dtype` counts then. Empty for none.
         hf_dir: Hugging Face directory that gives the shape and the initial parameters instead; of
             `model` only `dtype` counts then. None for random ones.
         lora: adapters that are trained instead of the whole decoder.
@@ -73,6 +75,7 @@ class ExperimentConfig:
     task_options: Mapping[str, Any]
     reward: RewardConfig
     model: Mapping[str, Any]
+    preset: str
     hf_dir: str | None
     lora: LoraConfig
     optimizer: OptimizerConfig

@@ -112,6 +112,7 @@ def shrink(config: ml_collections.ConfigDict, family: str) -> None:
     task `math` gets the problems that come with the package.
     """
     config.model.hf_dir = f"runs/tiny/{family}"
+    config.model.preset = ""
     config.model.dtype = "float32"
     config.num_updates = 6
     config.prompts_per_update = 4

@@ -42,6 +42,7 @@ def get_config(variant: str = ""):
     config.task.max_prompt_tokens = 512
     config.eval.num_prompts = 1319
     config.task.tokenizer_dir = config.model.get_ref("hf_dir")
+    config.model.preset = "qwen3_1p7b"
     config.model.dtype = "bfloat16"
     config.warmup.num_steps = 0
     config.learner.platform = ""

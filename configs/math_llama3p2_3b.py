@@ -44,6 +44,7 @@ def get_config(variant: str = ""):
     config.eval.num_prompts = 500
     config.eval.samples_per_prompt = 4
     config.task.tokenizer_dir = config.model.get_ref("hf_dir")
+    config.model.preset = "llama3p2_3b"
     config.model.dtype = "bfloat16"
     config.warmup.num_steps = 0
     config.learner.platform = ""

@@ -26,6 +26,7 @@ ROOMS_OF_FLOOR = {
         "schedule",
         "settings",
         "states",
+        "decoder",
         "experiment",
         "loops",
         "processes",
@@ -46,12 +47,6 @@ ROOMS_OF_FLOOR = {
         "laboratory",
         "sweep_config",
         "results",
-        "plan_subject",
-        "plan_memory",
-        "plan_estimate",
-        "plan_fitting",
-        "plan_programs",
-        "plan_topology",
         "tiny_models",
     ),
     5: (
@@ -69,8 +64,9 @@ ROOMS_OF_FLOOR = {
         "__main__",
     ),
 }
-# The one way across a floor: a task names its tokenizer, and no tokenizer knows a task.
-PASSAGES = {("tasks", "tokenizers"), ("tasks", "hf_tokenizer")}
+# The ways across a floor: a task names its tokenizer, and no tokenizer knows a task; a command that
+# is a folder uses what all commands share.
+PASSAGES = {("tasks", "tokenizers"), ("tasks", "hf_tokenizer"), ("plan", "command")}
 FLOOR = {room: floor for floor, rooms in ROOMS_OF_FLOOR.items() for room in rooms}
 
 # Floors 0 to 2 have no threads, processes, sockets, clocks, flags and ConfigDicts.

@@ -10,7 +10,7 @@ from asympo_jax import learning, models
 from asympo_jax.defaults import default_config
 from asympo_jax.experiment import build_parts
 from asympo_jax.learning.train_step import Packed
-from asympo_jax.plan_subject import Subject, make_subject
+from asympo_jax.plan.subject import Subject, make_subject
 from asympo_jax.states import first_state
 
 
@@ -29,7 +29,7 @@ def config_of(**fields: Any) -> Any:
 
 def subject_of(**fields: Any) -> Subject:
     """The experiment of such a config."""
-    return make_subject(config_of(**fields), None)
+    return make_subject(config_of(**fields))
 
 
 def state_of(subject: Subject) -> learning.TrainState:

@@ -186,6 +186,17 @@ def test_a_model_may_have_more_rows_than_its_tokenizer_has_ids(gsm8k, tmp_path):
     assert len(known["model"]["vocab"]) < 512
 
 
+def test_a_directory_must_have_the_sizes_of_the_preset(gsm8k, tmp_path, monkeypatch):
+    write_tiny(tmp_path / "hf", "llama3")
+    config = resolve(config_of(tmp_path / "hf", gsm8k, model__preset="qwen3_4b"))
+    with pytest.raises(ValueError, match=r"vocab_size=512, model\.preset='qwen3_4b' 151936"):
+        build_parts(config)
+    shape = models.load_config(tmp_path / "hf")
+    # A variant that turns positions otherwise.
+    monkeypatch.setitem(models.PRESETS, "qwen3_4b", dataclasses.replace(shape, rope_theta=7.0))
+    assert build_parts(config).model.rope_theta == shape.rope_theta
+
+
 REAL = {
     "aspo_qwen2_1p5b": "qwen2",
     "gsm8k_qwen3_1p7b": "qwen3",

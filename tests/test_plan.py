@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from plan_cases import state_of, step_of, subject_of
 
-from asympo_jax import plan_estimate, plan_fitting, plan_memory
-from asympo_jax.models import counts
-from asympo_jax.plan_programs import longest_batch
-from asympo_jax.plan_subject import SHAPES
+from asympo_jax.models import PRESETS, counts
+from asympo_jax.plan import estimate, fitting, memory
+from asympo_jax.plan.programs import longest_batch
 from asympo_jax.runtime import wire
 from asympo_jax.runtime.leases import Lease
 from asympo_jax.runtime.local import LocalClient
@@ -44,7 +43,7 @@ KEPT = {"objective__name": "grpo", "objective__kl_coefficient": 0.1}
 )  # fmt: skip
 def test_each_device_holds_the_bytes_that_were_planned(fields):
     subject = subject_of(**fields)
-    state, sizes = state_of(subject), plan_memory.learner_sizes(subject)
+    state, sizes = state_of(subject), memory.learner_sizes(subject)
     assert sizes["parameters"] == held((state.params, state.base))
     assert sizes["optimiser"] == held(state.opt_state)
     assert sizes["gradient"] == held(state.params)
@@ -64,8 +63,8 @@ def test_a_snapshot_has_the_bytes_that_were_planned(fields, dtype, tmp_path):
         sum(np.asarray(x).nbytes for x in jax.tree.leaves(tree))
         for tree in (store.read(0), store.read_policy(0))
     )
-    assert plan_memory.bytes_of(plan_memory.snapshot(subject)) == sent
-    assert plan_memory.sampler_sizes(subject)["parameters"] == all_of_it
+    assert memory.bytes_of(memory.snapshot(subject)) == sent
+    assert memory.sampler_sizes(subject)["parameters"] == all_of_it
     assert held(store.copied(state.params)) == sent
 
 
@@ -79,11 +78,11 @@ def test_a_sampler_holds_the_keys_and_values_that_were_planned():
     )  # fmt: skip
     lanes = jax.eval_shape(
         lambda params: prefill(fixed, 40, params, draw_params(1.0, 0, 1.0, 0.0), requests),
-        plan_memory.policy(subject),
+        memory.policy(subject),
     )
-    sizes = plan_memory.sampler_sizes(subject)
-    assert sizes["keys and values of prompts"] == plan_memory.bytes_of(lanes.prompt)
-    assert sizes["keys and values of responses"] == 2 * plan_memory.bytes_of(lanes.own)
+    sizes = memory.sampler_sizes(subject)
+    assert sizes["keys and values of prompts"] == memory.bytes_of(lanes.prompt)
+    assert sizes["keys and values of responses"] == 2 * memory.bytes_of(lanes.own)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +95,19 @@ def test_a_sampler_holds_the_keys_and_values_that_were_planned():
     ],
 )
 def test_published_shapes_have_the_published_number_of_parameters(name, number):
-    assert counts.num_parameters(SHAPES[name]) == number
+    assert counts.num_parameters(PRESETS[name]) == number
+
+
+@pytest.mark.parametrize(
+    ("preset", "words"),
+    [
+        ("qwen4", "model.preset='qwen4': must be one of ['llama3p2_3b', "),
+        ("qwen3_4b", " with model.preset='qwen3_4b': it says the shape, leave model."),
+    ],
+)
+def test_a_preset_that_there_is_not_or_that_is_contradicted_is_refused(preset, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        subject_of(model__preset=preset)
 
 
 def test_xla_counts_the_flops_of_an_update_alike():
@@ -106,14 +117,14 @@ def test_xla_counts_the_flops_of_an_update_alike():
     cost = step.lower(state_of(subject), longest_batch(subject)).compile().cost_analysis()
     assert cost is not None
     # XLA adds norms, softmax, the optimiser, and the masked half of attention.
-    assert 1.0 < cost["flops"] / plan_estimate.update_flops(subject) < 1.5
+    assert 1.0 < cost["flops"] / estimate.update_flops(subject) < 1.5
 
 
 def test_more_passes_and_fewer_weights_change_the_flops_of_an_update():
-    plain = plan_estimate.update_flops(subject_of())
-    assert plan_estimate.update_flops(subject_of(learner__remat="full")) == plain * 4 / 3
-    assert plan_estimate.update_flops(subject_of(**LORA)) == plain * 2 / 3
-    sampled = 16 * plan_estimate.response_flops(subject_of())
+    plain = estimate.update_flops(subject_of())
+    assert estimate.update_flops(subject_of(learner__remat="full")) == plain * 4 / 3
+    assert estimate.update_flops(subject_of(**LORA)) == plain * 2 / 3
+    sampled = 16 * estimate.response_flops(subject_of())
     assert sampled == pytest.approx(plain / 3)
 
 
@@ -139,10 +150,10 @@ def test_a_lease_is_handed_in_with_no_more_bytes_than_planned(is_recorded):
     far.send_bytes(wire.encode({"type": "accepted"}))
     client = LocalClient(os.dup(near.fileno()), os.dup(near.fileno()))
     client.submit(Lease(3, 0, 3, "0123456789ab"), [group, group], 1.5)
-    assert len(far.recv_bytes()) == plan_estimate.frame_bytes(subject)
+    assert len(far.recv_bytes()) == estimate.frame_bytes(subject)
 
 
-def value_of(lines: list[plan_estimate.Line], name: str) -> Any:
+def value_of(lines: list[estimate.Line], name: str) -> Any:
     """What a plan says of one thing."""
     (found,) = (line.value for line in lines if line.name == name)
     return found
@@ -150,7 +161,7 @@ def value_of(lines: list[plan_estimate.Line], name: str) -> Any:
 
 def test_the_plan_tells_the_bounds_of_lag_leases_and_queue():
     fields = {"lag": 3, "refresh_every_updates": 2, "sampler__prompts_per_lease": 2}
-    lines = plan_estimate.lines_of(subject_of(**fields, queue__capacity=10))
+    lines = estimate.lines_of(subject_of(**fields, queue__capacity=10))
     assert value_of(lines, "lag, at most") == 4
     assert value_of(lines, "leases out, at most") == 5
     assert value_of(lines, "groups waiting or on their way, at most") == 10
@@ -167,8 +178,8 @@ def test_the_plan_tells_the_bounds_of_lag_leases_and_queue():
 def test_what_does_not_fit_fits_after_the_change_that_the_plan_names(fields, share):
     fields |= {"prompts_per_update": 8, "sampler__lanes": 8, "learner__micro_batch": 8}
     subject = subject_of(**fields)
-    whole = sum(plan_memory.learner_sizes(subject).values())
-    before, _ = plan_fitting.sentences(subject, round(share * whole))
+    whole = sum(memory.learner_sizes(subject).values())
+    before, _ = fitting.sentences(subject, round(share * whole))
     assert "the learner does not fit" in before
     changed = dict(re.findall(r"--config\.(learner\.\w+)=(\w+)", before))
     assert changed
@@ -176,26 +187,26 @@ def test_what_does_not_fit_fits_after_the_change_that_the_plan_names(fields, sha
         name.replace(".", "__"): int(value) if value.isdigit() else value
         for name, value in changed.items()
     }
-    after, _ = plan_fitting.sentences(subject_of(**{**fields, **named}), round(share * whole))
+    after, _ = fitting.sentences(subject_of(**{**fields, **named}), round(share * whole))
     assert "the learner fits" in after
 
 
 def test_a_sampler_that_does_not_fit_needs_fewer_lanes():
     fields = {"sampler__max_response_tokens": 256}
     subject = subject_of(**fields)
-    available = round(0.6 * sum(plan_memory.sampler_sizes(subject).values()))
-    _, before = plan_fitting.sentences(subject, available)
+    available = round(0.6 * sum(memory.sampler_sizes(subject).values()))
+    _, before = fitting.sentences(subject, available)
     assert "--config.sampler.lanes=2 would" in before
-    _, after = plan_fitting.sentences(subject_of(**fields, sampler__lanes=2), available)
+    _, after = fitting.sentences(subject_of(**fields, sampler__lanes=2), available)
     assert "the sampler fits" in after
-    _, never = plan_fitting.sentences(subject, 100)
+    _, never = fitting.sentences(subject, 100)
     assert "nor does it with one lane" in never
 
 
 @pytest.mark.parametrize("text", ["16", "GiB", "-1GiB", "16gib", "0GiB", "16 TB"])
 def test_a_memory_that_is_none_is_refused(text):
     with pytest.raises(ValueError, match=f"--device_memory={re.escape(text)}: must be a positive"):
-        plan_fitting.device_memory(text)
+        fitting.device_memory(text)
 
 
 def test_a_config_whose_model_is_not_there_is_planned_with_the_published_shape(runner, tmp_path):
@@ -206,13 +217,9 @@ def test_a_config_whose_model_is_not_there_is_planned_with_the_published_shape(r
     done = runner.finish_afresh(tmp_path, command)
     assert done.code == 0, done.stderr
     plan = json.loads(done.stdout)
-    assert plan["shape"] == "qwen3_1p7b"
+    assert plan["config"]["model"]["preset"] == "qwen3_1p7b"
     assert plan["config"]["learner"]["remat"] == "full"
-    lines = [plan_estimate.Line(**line) for line in plan["lines"]]
+    lines = [estimate.Line(**line) for line in plan["lines"]]
     assert value_of(lines, "parameters, all") == 1_720_574_976
     assert "--config.learner.fsdp=" in plan["notes"][0]
     assert "--config.sampler.lanes=" in plan["notes"][1]
-    refused = runner.finish_afresh(
-        tmp_path, [*command, "--config.model.hf_dir=x", "--shape=qwen3_4b"]
-    )
-    assert (refused.code, "leave one of them out" in refused.error) == (2, True)

@@ -11,6 +11,7 @@ from asympo_jax.models.lora import (
     merge,
     with_adapters,
 )
+from asympo_jax.models.presets import PRESETS
 from asympo_jax.models.rope import LinearScaling, Llama3Scaling
 from asympo_jax.models.rounding import PARAMS_DTYPES, ParamsDtype, rounded
 from asympo_jax.models.sharding import (
@@ -32,6 +33,7 @@ from asympo_jax.models.transformer import (
 
 __all__ = [
     "PARAMS_DTYPES",
+    "PRESETS",
     "LinearScaling",
     "Llama3Scaling",
     "LoraConfig",

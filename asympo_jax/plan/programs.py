@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding
 
-from asympo_jax import learning, models, plan_memory
-from asympo_jax.plan_subject import Subject
+from asympo_jax import learning, models
+from asympo_jax.plan import memory
+from asympo_jax.plan.subject import Subject
 from asympo_jax.sampling import draw_params
 from asympo_jax.sampling.lanes import Fixed, Requests, decode, prefill
 from asympo_jax.types import Batch
@@ -75,11 +76,11 @@ def traced_decode(subject: Subject, place: Sharding | None = None) -> Any:
         key_PG2=np.zeros((num_lanes, engine.group_size, 2), np.uint32),
         limit_PG=np.ones((num_lanes, engine.group_size), np.int32),
     )
-    params = plan_memory.policy(subject)
+    params = memory.policy(subject)
     draw = jax.eval_shape(
         lambda: draw_params(sampler.temperature, sampler.top_k, sampler.top_p, sampler.min_p)
     )
-    num_columns = plan_memory.max_columns(subject)
+    num_columns = memory.max_columns(subject)
     lanes = jax.eval_shape(
         lambda params, draw: prefill(fixed, num_columns, params, draw, requests), params, draw
     )

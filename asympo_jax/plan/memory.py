@@ -1,7 +1,7 @@
 """Bytes that each device of the learner and of a sampler holds.
 
 What is made once is counted exactly: parameters, moments, copies. What a program holds while it
-runs is estimated from its largest arrays; `plan_topology` asks a compiler instead.
+runs is estimated from its largest arrays; `topology` asks a compiler instead.
 """
 
 import math
@@ -12,7 +12,7 @@ import jax
 from asympo_jax import models
 from asympo_jax.models import MeshShape, ModelConfig
 from asympo_jax.models.logprobs import tokens_at_once
-from asympo_jax.plan_subject import Subject
+from asympo_jax.plan.subject import Subject
 from asympo_jax.sections import LearnerConfig
 
 _FLOAT_BYTES = 4

@@ -1,27 +1,14 @@
-"""The TPU compiler's own numbers for a slice of TPUs that need not be there.
-
-The compiler comes with the wheel libtpu and runs on the CPU. It is given the learner's step, over
-the chips of the slice, and a decode segment of a sampler on one of them.
-"""
+"""Slices of TPUs that need not be there: their names, their chips, and devices for compilers."""
 
 import dataclasses
 import importlib.util
 import math
 import os
 import re
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
-from jax.sharding import AxisType, Mesh, SingleDeviceSharding
-
-from asympo_jax import plan_programs
-from asympo_jax.models.sharding import AXES
-from asympo_jax.plan_estimate import Line
-from asympo_jax.plan_subject import Subject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +21,7 @@ class Kind:
         cores: of a chip, which accelerator types of some generations count.
         host: the chips of a host, along each axis.
         largest: the most chips of a slice.
+        hbm_gib: of a chip, that the compiler lets a program have.
     """
 
     accelerator: str
@@ -41,12 +29,13 @@ class Kind:
     cores: int
     host: tuple[int, ...]
     largest: int
+    hbm_gib: float
 
 
 KINDS = {
-    "v5e": Kind("v5litepod", 2, 1, (2, 2), 256),
-    "v5p": Kind("v5p", 3, 2, (2, 2, 1), 8960),
-    "v6e": Kind("v6e", 2, 1, (2, 2), 256),
+    "v5e": Kind("v5litepod", 2, 1, (2, 2), 256, 15.75),
+    "v5p": Kind("v5p", 3, 2, (2, 2, 1), 8960, 95.74),
+    "v6e": Kind("v6e", 2, 1, (2, 2), 256, 31.25),
 }
 
 
@@ -71,6 +60,11 @@ class Slice:
     def num_chips(self) -> int:
         """Of the slice."""
         return math.prod(self.sizes)
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Of a chip, for a program."""
+        return round(KINDS[self.kind].hbm_gib * 2**30)
 
     @property
     def accelerator_type(self) -> str:
@@ -166,61 +160,3 @@ def devices_of(wanted: Slice) -> list[Any]:
         ) from error
     assert len(found.devices) == wanted.num_chips, found.devices
     return found.devices
-
-
-def compiled_lines(subject: Subject, wanted: Slice) -> Iterator[Line]:
-    """What the compiler says of the learner's step and of a decode segment, as it says it."""
-    devices = devices_of(wanted)
-    shape, place = subject.config.learner.mesh, SingleDeviceSharding(devices[0])
-    mesh = None
-    if shape.num_devices > 1:
-        grid = np.array(devices).reshape(shape.data, shape.fsdp, shape.tensor)
-        mesh = Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    section = f"learner's step, compiled for each of {shape.num_devices} chips of {wanted.name}"
-    yield from _compiled(section, plan_programs.traced_step(subject, mesh, place), _LEARNER_KNOBS)
-    section = f"sampler's decode segment, compiled for a chip of {wanted.name}"
-    yield from _compiled(section, plan_programs.traced_decode(subject, place), _SAMPLER_KNOBS)
-
-
-_LEARNER_KNOBS = (
-    "learner.remat=full, a smaller learner.micro_batch or learner.logp_chunk, lora.rank, or more "
-    "chips for learner.fsdp"
-)
-_SAMPLER_KNOBS = "a smaller sampler.lanes, or sampler.params_dtype bfloat16 or int8"
-
-
-# What is needed and what there is, in the compiler's words; it names the temporaries alone.
-_OUT_OF_MEMORY = re.compile(
-    r"([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)",
-)
-
-
-def _compiled(section: str, traced: Any, knobs: str) -> Iterator[Line]:
-    """A program's memory, or how much too large it is."""
-    start = time.monotonic()
-    try:
-        found = traced.lower().compile().memory_analysis()
-    except jax.errors.JaxRuntimeError as error:
-        sizes = _OUT_OF_MEMORY.search(str(error))
-        if sizes is None:
-            raise
-        yield Line(section, "HBM needed, at least", _size(*sizes.group(1, 2)), "bytes")
-        yield Line(section, "HBM of a chip", _size(*sizes.group(3, 4)), "bytes")
-        yield Line(section, "does not fit", f"less is used with {knobs}")
-        return
-    sizes = {
-        "arguments": found.argument_size_in_bytes,
-        "outputs": found.output_size_in_bytes,
-        "of them in the place of arguments": found.alias_size_in_bytes,
-        "temporaries": found.temp_size_in_bytes,
-        "program": found.generated_code_size_in_bytes,
-    }
-    yield from (Line(section, name, size, "bytes") for name, size in sizes.items())
-    total = sum(sizes.values()) - 2 * found.alias_size_in_bytes
-    yield Line(section, "HBM together", total, "bytes")
-    yield Line(section, "time to lower and compile", round(time.monotonic() - start, 1), "s")
-
-
-def _size(number: str, unit: str) -> int:
-    """Bytes of what the compiler writes as in 15.75G."""
-    return round(float(number) * 2 ** {"K": 10, "M": 20, "G": 30}[unit])

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from asympo_jax import plan_memory, schedule
+from asympo_jax import schedule
 from asympo_jax.models import counts
-from asympo_jax.plan_subject import Subject
+from asympo_jax.plan import memory
+from asympo_jax.plan.subject import Subject
 from asympo_jax.runtime import wire
 from asympo_jax.runtime.leases import Lease
 from asympo_jax.types import Group
@@ -50,8 +51,8 @@ def lines_of(subject: Subject) -> list[Line]:
     of_sampler = "one device" if num_devices == 1 else f"each of {num_devices} devices"
     return [
         *_of_run(subject),
-        *_with_total(where, plan_memory.learner_sizes(subject)),
-        *_with_total(f"sampler, {of_sampler}", plan_memory.sampler_sizes(subject)),
+        *_with_total(where, memory.learner_sizes(subject)),
+        *_with_total(f"sampler, {of_sampler}", memory.sampler_sizes(subject)),
         *_work(subject),
         *_between(subject),
     ]
@@ -82,7 +83,7 @@ def _of_run(subject: Subject) -> Iterator[Line]:
     yield from (Line("run", name, value, unit) for name, (value, unit) in counted.items())
 
 
-def _with_total(section: str, sizes: plan_memory.Sizes) -> Iterator[Line]:
+def _with_total(section: str, sizes: memory.Sizes) -> Iterator[Line]:
     """Sizes and their sum."""
     yield from (Line(section, name, size, "bytes") for name, size in sizes.items() if size)
     yield Line(section, "together", sum(sizes.values()), "bytes")
@@ -151,10 +152,10 @@ def frame_bytes(subject: Subject) -> int:
 def _between(subject: Subject) -> Iterator[Line]:
     """What goes from one side to the other, and how much of it may wait."""
     config, pacing = subject.config, subject.config.pacing
-    section, snapshot_bytes = "between them", plan_memory.bytes_of(plan_memory.snapshot(subject))
+    section, snapshot_bytes = "between them", memory.bytes_of(memory.snapshot(subject))
     yield Line(section, "snapshot", snapshot_bytes, "bytes")
     if config.lora.rank:
-        both = plan_memory.bytes_of(plan_memory.policy(subject))
+        both = memory.bytes_of(memory.policy(subject))
         yield Line(section, "base of the adapters, once", both - snapshot_bytes, "bytes")
     yield Line(section, "a lease's longest responses, at most", frame_bytes(subject), "bytes")
     yield Line(section, "lag, at most", pacing.max_lag, "updates")
@@ -171,13 +172,11 @@ class Plan:
 
     Attributes:
         config: resolved, as plain data.
-        shape: the published shape that was taken; None for that of a run.
         lines: what it says.
         notes: sentences below.
     """
 
     config: Mapping[str, Any]
-    shape: str | None
     lines: list[Line]
     notes: list[str]
 

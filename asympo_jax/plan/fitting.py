@@ -5,9 +5,9 @@ import math
 import re
 from collections.abc import Iterator
 
-from asympo_jax import plan_memory
-from asympo_jax.plan_estimate import bytes_words
-from asympo_jax.plan_subject import Subject
+from asympo_jax.plan import memory
+from asympo_jax.plan.estimate import bytes_words
+from asympo_jax.plan.subject import Subject
 from asympo_jax.sections import LearnerConfig
 
 _UNITS = {"GiB": 2**30, "MiB": 2**20, "GB": 10**9, "MB": 10**6}
@@ -42,16 +42,14 @@ def sentences(subject: Subject, available: int) -> list[str]:
 
 def _of_learner(subject: Subject, available: int) -> str:
     """Whether the learner fits."""
-    size = sum(plan_memory.learner_sizes(subject).values())
+    size = sum(memory.learner_sizes(subject).values())
     if size <= available:
         return _fits("learner", size, available)
-    config = subject.config
-    num_rows = config.prompts_per_update * config.group_size
-    for learner in _alternatives(subject, num_rows):
-        needed = sum(plan_memory.learner_sizes(subject, learner).values())
-        if needed <= available:
-            changed = _flags("learner", config.learner, learner)
-            return f"{_too_large('learner', size, available)}; {_would(changed, needed)}"
+    config, learner = subject.config, learner_that_fits(subject, available)
+    if learner is not None:
+        needed = sum(memory.learner_sizes(subject, learner).values())
+        changed = _flags("learner", config.learner, learner)
+        return f"{_too_large('learner', size, available)}; {_would(changed, needed)}"
     lora = "" if config.lora.rank else "; --config.lora.rank=16 holds no moments of the decoder"
     return (
         f"{_too_large('learner', size, available)}, nor does it with learner.fsdp of up to "
@@ -59,9 +57,18 @@ def _of_learner(subject: Subject, available: int) -> str:
     )
 
 
-def _alternatives(subject: Subject, num_rows: int) -> Iterator[LearnerConfig]:
+def learner_that_fits(subject: Subject, available: int) -> LearnerConfig | None:
+    """The first learner that fits, by estimate: the experiment's own, else one that holds less."""
+    for learner in (subject.config.learner, *_alternatives(subject)):
+        if sum(memory.learner_sizes(subject, learner).values()) <= available:
+            return learner
+    return None
+
+
+def _alternatives(subject: Subject) -> Iterator[LearnerConfig]:
     """Learners that hold less: the same devices with more work, then more devices."""
-    learner = subject.config.learner
+    config, learner = subject.config, subject.config.learner
+    num_rows = config.prompts_per_update * config.group_size
     fsdp = learner.fsdp
     while learner.data * fsdp * learner.tensor <= _MAX_DEVICES:
         shards = learner.data * fsdp
@@ -82,20 +89,28 @@ def _alternatives(subject: Subject, num_rows: int) -> Iterator[LearnerConfig]:
 
 def _of_sampler(subject: Subject, available: int) -> str:
     """Whether a sampler fits."""
-    size = sum(plan_memory.sampler_sizes(subject).values())
+    size = sum(memory.sampler_sizes(subject).values())
     if size <= available:
         return _fits("sampler", size, available)
-    num_lanes = subject.engine.num_lanes
-    while num_lanes > 1:
-        num_lanes = num_lanes // 2
-        needed = sum(plan_memory.sampler_sizes(subject, num_lanes).values())
-        if needed <= available:
-            change = f"--config.sampler.lanes={num_lanes}"
-            return f"{_too_large('sampler', size, available)}; {_would(change, needed)}"
+    num_lanes = lanes_that_fit(subject, available)
+    if num_lanes is not None:
+        needed = sum(memory.sampler_sizes(subject, num_lanes).values())
+        change = f"--config.sampler.lanes={num_lanes}"
+        return f"{_too_large('sampler', size, available)}; {_would(change, needed)}"
     return (
         f"{_too_large('sampler', size, available)}, nor does it with one lane; "
         "sampler.params_dtype, group_size and sampler.max_response_tokens make it smaller"
     )
+
+
+def lanes_that_fit(subject: Subject, available: int) -> int | None:
+    """The lanes with which a sampler fits, by estimate: the experiment's own, or fewer."""
+    num_lanes = subject.engine.num_lanes
+    while num_lanes:
+        if sum(memory.sampler_sizes(subject, num_lanes).values()) <= available:
+            return num_lanes
+        num_lanes //= 2
+    return None
 
 
 def _flags(section: str, old: LearnerConfig, new: LearnerConfig) -> str:
