@@ -98,11 +98,11 @@ def compile_missing(row: dict[str, Any], found: dict[str, Any]) -> Any:
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """The table, in Markdown."""
-    print("| config | slice | a chip has | learner: estimate · compiled | sampler | with |")
+    print("| config | slice | GiB of a chip | learner, estimate · compiled | sampler | with |")
     print("|---|---|---|---|---|---|")
     for row in rows:
         sizes = [
-            f"{_gib(row[f'{part}_estimate'])} · {_gib(row.get(part))}"
+            _gib(row[f"{part}_estimate"]) + (f" · {_gib(row[part])}" if part in row else "")
             for part in ("learner", "sampler")
         ]
         flags = " ".join(f"`{name}={value}`" for name, value in row["flags"].items())
@@ -112,9 +112,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def _gib(size: Any) -> str:
-    """Bytes, or nothing."""
-    if size is None:
-        return "–"
+    """Bytes, or the words for what the compiler refused."""
     return f"{size / 2**30:.1f}" if isinstance(size, int) else str(size)
 
 
