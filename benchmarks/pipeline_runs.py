@@ -27,7 +27,8 @@ from typing import Any
 
 import pipeline_roles
 import tables
-from pipeline_sim import Setup, Simulation, Times, compare, format_rows
+from pipeline_sim import Setup, Simulation, compare
+from pipeline_times import Times, format_rows
 
 from asympo_jax.runtime.tickets import Pacing
 

@@ -19,11 +19,11 @@ import dataclasses
 import json
 import pathlib
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from pipeline_times import SETTLED, Outcome, Times, measured
+from pipeline_times import SETTLED, WINDOW, Outcome, Times, format_rows, mean_of, measured
 
 from asympo_jax import workdirs
 from asympo_jax.config import resolve
@@ -133,7 +133,7 @@ class Simulation:
             else:
                 self._worked(who)
         # At the end samplers have nothing left to do.
-        return self._outcome(SETTLED, num_updates - self.setup.pacing.max_lag - 1)
+        return self.outcome(SETTLED, num_updates - self.setup.pacing.max_lag - 1)
 
     def _settle(self) -> bool:
         """Whoever can go on does, without time passing; whether anybody could."""
@@ -211,7 +211,9 @@ class Simulation:
     def _draw(self, times: Sequence[float]) -> float:
         return float(self._random.choice(times))
 
-    def _outcome(self, first: int, last: int) -> Outcome:
+    def outcome(self, first: int, last: int) -> Outcome:
+        """Means from the end of one update to that of another."""
+
         def mean(sums: Sequence[float]) -> float:
             return (sums[last] - sums[first]) / (last - first)
 
@@ -252,10 +254,13 @@ def compare(
     """Each run, measured and simulated from the parts of the run that `times_of` names."""
     rows = []
     for directory in directories:
-        setup, (own, found) = setup_of(directory), measured(directory)
+        setup, (own, found, windows) = setup_of(directory), measured(directory)
         source = times_of(directory)
         times = own if source == directory else measured(source)[0]
-        simulated = Simulation(setup, times, seed).run()
+        run = Simulation(setup, times, seed)
+        run.run()
+        # The same updates, as a run has a beginning and an end.
+        simulated = mean_of([run.outcome(last - WINDOW, last) for last in windows])
         rows.append(
             {
                 "run": directory.name,
@@ -269,18 +274,6 @@ def compare(
             }
         )
     return rows
-
-
-def format_rows(rows: Iterable[dict[str, Any]]) -> str:
-    """A table in Markdown; what was measured, then what was simulated."""
-    names = ("update_s", "learner_idle", "sampler_idle", "ideal_fraction")
-    text = "| run | times of | seconds an update | error | learner idle | samplers idle | ideal |\n"
-    text += "|---|---|---|---|---|---|---|\n"
-    for row in rows:
-        pairs = [f"{row['measured'][n]:.3f} · {row['simulated'][n]:.3f}" for n in names]
-        pairs.insert(1, f"{row['error']:+.1%}")
-        text += f"| {row['run']} | {row['times_of']} | {' | '.join(pairs)} |\n"
-    return text
 
 
 def main() -> None:

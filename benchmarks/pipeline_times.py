@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from asympo_jax.report.times import LEARNER, PUBLISHER, Span, load_times
 from asympo_jax.runtime.metrics import read_metrics
@@ -32,8 +33,10 @@ class Outcome:
     ideal_fraction: float
 
 
-def measured(directory: pathlib.Path, num_cores: int = 1) -> tuple[Times, Outcome]:
-    """Times of the parts of a run, and what it came to, in windows in which nothing was compiled.
+def measured(directory: pathlib.Path, num_cores: int = 1) -> tuple[Times, Outcome, list[int]]:
+    """Times of the parts of a run, what it came to, and the last updates of the windows it is of.
+
+    In those windows nothing was compiled.
 
     Raises:
         ValueError: there is no such window.
@@ -49,9 +52,6 @@ def measured(directory: pathlib.Path, num_cores: int = 1) -> tuple[Times, Outcom
     inside = {u - back for u in windows for back in range(WINDOW)}
     spans = [span for span in load_times(directory) if span.update in inside]
 
-    def of(name: str) -> float:
-        return statistics.mean(lines[u][name] for u in windows)
-
     leases = [s for s in spans if s.row not in (LEARNER, PUBLISHER)]
     # Where samplers share cores, a lease takes longer than it would alone.
     crowd = sum(map(_seconds, leases)) / _covered_s(leases) / num_cores
@@ -62,12 +62,14 @@ def measured(directory: pathlib.Path, num_cores: int = 1) -> tuple[Times, Outcom
         publish=[_seconds(s) for s in spans if s.what == "publish"],
         evaluate=evaluations or (0.0,),
     )
-    return times, Outcome(
-        update_s=of("time/update_s"),
-        learner_idle=of("idle/learner"),
-        sampler_idle=of("idle/sampler"),
-        ideal_fraction=of("pipeline/ideal_fraction"),
-    )
+    names = ("time/update_s", "idle/learner", "idle/sampler", "pipeline/ideal_fraction")
+    found = mean_of([Outcome(*(lines[u][name] for name in names)) for u in windows])
+    return times, found, windows
+
+
+def mean_of(outcomes: Sequence[Outcome]) -> Outcome:
+    """The mean of each."""
+    return Outcome(*map(statistics.mean, zip(*map(dataclasses.astuple, outcomes), strict=True)))
 
 
 def _seconds(span: Span) -> float:
@@ -81,3 +83,15 @@ def _covered_s(spans: Iterable[Span]) -> float:
         total += max(0.0, span.end - max(span.start, until))
         until = max(until, span.end)
     return total
+
+
+def format_rows(rows: Iterable[dict[str, Any]]) -> str:
+    """A table in Markdown; what was measured, then what was simulated."""
+    names = ("update_s", "learner_idle", "sampler_idle", "ideal_fraction")
+    text = "| run | times of | seconds an update | error | learner idle | samplers idle | ideal |\n"
+    text += "|---|---|---|---|---|---|---|\n"
+    for row in rows:
+        pairs = [f"{row['measured'][n]:.3f} · {row['simulated'][n]:.3f}" for n in names]
+        pairs.insert(1, f"{row['error']:+.1%}")
+        text += f"| {row['run']} | {row['times_of']} | {' | '.join(pairs)} |\n"
+    return text

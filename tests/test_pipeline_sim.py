@@ -96,10 +96,10 @@ def test_a_run_is_measured_by_its_own_files(sim, tmp_path):
         })  # fmt: skip
     for name, rows in (("metrics", lines), ("timeline", spans)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    times, found = sim.measured(tmp_path)
+    times, found, windows = sim.measured(tmp_path)
     assert found == sim.Outcome(0.4, 0.25, 0.0, 1.0)
     # Alone on the core a lease would take half of that.
     assert times.lease == pytest.approx([0.2] * len(times.lease))
     assert times.train == pytest.approx([0.3] * len(times.train)) and times.publish
     # The window in which something was compiled is left out.
-    assert len(times.train) == 20
+    assert windows == [49] and len(times.train) == 20
