@@ -91,7 +91,19 @@ def main() -> None:
         "machine": tables.machine(),
     }
     if given.json is not None:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+        given.json.write_text(json.dumps(_rounded(found), indent=1) + "\n")
+
+
+def _rounded(found: Any) -> Any:
+    """Five digits of every number."""
+    match found:
+        case float():
+            return float(f"{found:.5g}")
+        case dict():
+            return {name: _rounded(value) for name, value in found.items()}
+        case list():
+            return [_rounded(value) for value in found]
+    return found
 
 
 def quiet_runs() -> list[dict[str, Any]]:
