@@ -103,10 +103,10 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
     schedule.check_sampler_count(sampler.count, pacing, capacity)
     learner = LearnerConfig(**config.learner.to_dict())
     evaluation = _evaluation(config)
-    if config.runtime.name == "sync":
-        devices.check_learner(learner)
-    else:
+    if config.runtime.name == "local":
         devices.check(learner, sampler, evaluation)
+    else:
+        devices.check_learner(learner)
     model = config.model.to_dict()
     hf_dir = model.pop("hf_dir")
     ModelConfig(vocab_size=1, **model)  # refuses a wrong shape now

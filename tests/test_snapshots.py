@@ -6,6 +6,7 @@ import pathlib
 import re
 import shutil
 import stat
+from typing import Any
 
 import jax
 import numpy as np
@@ -54,18 +55,20 @@ class OfProcess:
         self.addressable_shards = [s for s in x.addressable_shards if s.device.id // 2 == part]
 
 
-def write_part(directory: pathlib.Path, part: int, version: int = 1, run_id: str = "run-1") -> int:
-    """Writes the part that a process has of the parameters on a mesh of four devices."""
-    on_mesh = placed(MeshShape(fsdp=2, tensor=2).make(), PARAMS)
+def write_part(
+    directory: pathlib.Path, part: int, version: int = 1, run_id: str = "run-1", params: Any = None
+) -> pathlib.Path:
+    """Writes the part that a process has of parameters on a mesh of four devices; its file."""
+    on_mesh = placed(MeshShape(fsdp=2, tensor=2).make(), params or PARAMS)
     tree = jax.tree.map(lambda x: OfProcess(x, part), on_mesh)
-    return SnapshotStore(directory, run_id, part=part, num_parts=2).write(version, tree)
+    SnapshotStore(directory, run_id, part=part, num_parts=2).write(version, tree)
+    return directory / f"v{version:08d}.{part}-of-2.safetensors"
 
 
 def write_parts(directory: pathlib.Path, version: int = 1) -> pathlib.Path:
     """Writes both parts; returns the file of the second."""
-    for part in range(2):
-        write_part(directory, part, version)
-    return directory / f"v{version:08d}.1-of-2.safetensors"
+    write_part(directory, 0, version)
+    return write_part(directory, 1, version)
 
 
 def write_one(directory: pathlib.Path, version: int = 1) -> pathlib.Path:
@@ -136,9 +139,14 @@ def test_parts_that_do_not_belong_together_are_refused(store, tmp_path):
     shutil.copy(other, path)
     with pytest.raises(SnapshotRefused, match="'version': '2'"):
         store.read(1)
-    shutil.copy(tmp_path / "v00000001.0-of-2.safetensors", path)
-    with pytest.raises(SnapshotRefused):
+    SnapshotStore(tmp_path, "run-1", part=1, num_parts=2).write(1, {})
+    with pytest.raises(SnapshotRefused, match="parts of embedding are missing"):
         store.read(1)
+    # As many numbers as there should be, and half of them twice.
+    first = write_part(tmp_path, 0, 3, params={"embedding": PARAMS["embedding"]})
+    shutil.copy(first, tmp_path / "v00000003.1-of-2.safetensors")
+    with pytest.raises(SnapshotRefused, match="'part': '0 of 2'"):
+        store.read(3)
 
 
 def test_a_snapshot_of_a_mesh_is_read_onto_devices_array_by_array(store, tmp_path):
