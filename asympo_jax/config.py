@@ -12,7 +12,7 @@ from typing import Any
 
 import ml_collections
 
-from asympo_jax import objectives, schedule
+from asympo_jax import devices, objectives, schedule
 from asympo_jax.defaults import default_config
 from asympo_jax.learning import OptimizerConfig, WarmupConfig
 from asympo_jax.models import PRESETS, LoraConfig, ModelConfig
@@ -102,6 +102,11 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
     )
     schedule.check_sampler_count(sampler.count, pacing, capacity)
     learner = LearnerConfig(**config.learner.to_dict())
+    evaluation = _evaluation(config)
+    if config.runtime.name == "local":
+        devices.check(learner, sampler, evaluation)
+    else:
+        devices.check_learner(learner)
     model = config.model.to_dict()
     hf_dir, preset = model.pop("hf_dir"), model.pop("preset")
     ModelConfig(vocab_size=1, **model)  # refuses a wrong shape now
@@ -131,7 +136,7 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
         warmup=WarmupConfig(**warmup),
         warmup_dir=warmup_dir,
         init_seed=config.seed if warmup_seed is None else warmup_seed,
-        eval=_evaluation(config),
+        eval=evaluation,
         checkpoint=CheckpointConfig(**config.checkpoint.to_dict()),
         log=LogConfig(**config.log.to_dict()),
         runtime_name=config.runtime.name,
@@ -167,7 +172,7 @@ def _check_source(config: ml_collections.ConfigDict, model: Mapping[str, Any]) -
 
 
 def _evaluation(config: ml_collections.ConfigDict) -> EvalConfig:
-    """The evaluation, which has a process and the samplers' devices unless that is said."""
+    """The evaluation, which has a process on the first sampler's devices unless that is said."""
     given = config.eval.to_dict()
     if given["process"] is None:
         given["process"] = config.runtime.name != "sync"
@@ -176,13 +181,18 @@ def _evaluation(config: ml_collections.ConfigDict) -> EvalConfig:
             "eval.process=True with runtime.name='sync': there is one process, must be False"
         )
     for field in ("platform", "visible_devices"):
-        if given[field] is None:
-            given[field] = config.sampler[field]
-        elif not given["process"]:
+        if given[field] is not None and not given["process"]:
             raise ValueError(
                 f"eval.{field}={given[field]!r} with eval.process=False: the learner evaluates "
                 "where it runs, leave it unset"
             )
+    platform: Any = config.sampler.platform if given["platform"] is None else given["platform"]
+    if given["visible_devices"] is None:
+        # A GPU may have two processes, a TPU chip may not.
+        is_shared = platform == config.sampler.platform == "cuda"
+        names = config.sampler.visible_devices.split(",")[: config.sampler.tensor]
+        given["visible_devices"] = ",".join(names) if is_shared else ""
+    given["platform"] = platform
     return EvalConfig(**given)
 
 

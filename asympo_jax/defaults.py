@@ -35,6 +35,7 @@ _OPTIMIZER = {
 }
 _LEARNER = {
     "platform": "",
+    "visible_devices": "",
     "data": 1,
     "fsdp": 1,
     "tensor": 1,
@@ -48,8 +49,10 @@ _SAMPLER = {
     "count": 1,
     "platform": "cpu",
     "visible_devices": "",
+    "memory_fraction": 0.0,
     "cores": 0,
     "devices": 1,
+    "tensor": 1,
     "temperature": 1.0,
     "top_k": 0,
     "top_p": 1.0,

@@ -4,6 +4,7 @@ Not for use by hand: it needs that pipe and the snapshots of a running learner. 
 command for checkpoints.
 """
 
+import functools
 import sys
 
 from asympo_jax import experiment
@@ -11,6 +12,7 @@ from asympo_jax.processes import end_with_learner, read_arguments, remove_left_b
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.compilation import keep_compiled
 from asympo_jax.runtime.evaluator import EvaluatorLoop
+from asympo_jax.sampling import make_place
 
 
 def main() -> int:
@@ -22,9 +24,11 @@ def main() -> int:
     placement.pin(given.cores)
     keep_compiled(given.config.compilation_cache)
     try:
+        tensor = given.config.sampler.tensor
         placement.start_backend("eval.platform", given.config.eval.platform)
         parts = given.build_parts()
-        loop.run(experiment.make_evaluate(given.config, parts), given.store)
+        read_policy = functools.partial(given.store.read_policy, place=make_place(tensor, tensor))
+        loop.run(experiment.make_evaluate(given.config, parts), read_policy)
     except placement.NoDevice as error:
         loop.fail(str(error))
         return 1

@@ -17,7 +17,7 @@ from asympo_jax.runtime.reward_pool import RewardPool, RewardSource
 from asympo_jax.runtime.rewards import Grader
 from asympo_jax.runtime.sampler import Sampler
 from asympo_jax.runtime.snapshots import SnapshotStore
-from asympo_jax.sampling import DrawParams, EngineConfig, Evaluator, draw_params
+from asympo_jax.sampling import DrawParams, EngineConfig, Evaluator, draw_params, make_place
 from asympo_jax.sections import RewardConfig
 from asympo_jax.settings import ExperimentConfig
 from asympo_jax.tasks import Task, is_of_package, make_task, prompts_sha256
@@ -78,6 +78,7 @@ def build_parts(config: ExperimentConfig) -> Parts:
     engine = engine_of(config, task.tokenizer.stop_ids)
     model = decoder.shape_of(config, task.tokenizer)
     config.learner.mesh.check(model)
+    models.MeshShape(tensor=config.sampler.tensor).check(model, "sampler")
     pool = _make_pool(config, task)
     return Parts(
         task=task,
@@ -189,7 +190,8 @@ def _check_lengths(config: ExperimentConfig, task: Task) -> None:
 
 
 def make_sampler(config: ExperimentConfig, parts: Parts, store: SnapshotStore) -> Sampler:
-    """The sampler of a config, reading snapshots from `store`."""
+    """The sampler of a config, reading snapshots from `store` onto its devices."""
+    place = make_place(config.sampler.devices, config.sampler.tensor)
     return Sampler(
         task=parts.task,
         grader=parts.grader,
@@ -198,8 +200,7 @@ def make_sampler(config: ExperimentConfig, parts: Parts, store: SnapshotStore) -
         draw=_draw_params(config),
         pacing=config.pacing,
         seed=config.seed,
-        read_snapshot=store.read_policy,
-        num_devices=config.sampler.devices,
+        read_snapshot=functools.partial(store.read_policy, place=place),
     )
 
 
@@ -242,10 +243,11 @@ def make_evaluate(
     def evaluate(params: Any, greedily: bool) -> dict[str, float]:
         # On the device once: the engine would send what is on the host at every call.
         params = as_sampled(config, params)
-        if config.learner.mesh.num_devices > 1:
-            # Evaluation is the work of one device, as that of a sampler is.
-            params = jax.tree.map(np.asarray, params)
-        params = jax.tree.map(jnp.asarray, params)
+        if config.sampler.tensor == 1:  # else a process has read them onto its devices
+            if config.learner.mesh.num_devices > 1:
+                # Evaluation is the work of one device, as that of a sampler is.
+                params = jax.tree.map(np.asarray, params)
+            params = jax.tree.map(jnp.asarray, params)
         failed_before = 0 if pool is None else pool.num_failed
         found = {"eval/accuracy": evaluator.sampled(params).mean}
         if greedily:

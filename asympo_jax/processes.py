@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from asympo_jax import experiment
+from asympo_jax import devices, experiment
 from asympo_jax.config import from_plain, read_json, resolve
 from asympo_jax.progress import say
 from asympo_jax.runtime import placement
@@ -49,13 +49,17 @@ class Launcher:
     def start_samplers(self, broker: Broker, max_frame_bytes: int) -> Supervisor:
         """The samplers, which lease from the broker; a submission has a bound."""
         sampler = self.config.sampler
-        environment = placement.role_environment(
-            sampler.platform, sampler.visible_devices, sampler.devices
-        )
+        environments = [
+            placement.role_environment(
+                sampler.platform, its_own, sampler.devices, sampler.memory_fraction
+            )
+            for its_own in devices.of_samplers(sampler)
+        ]
         command = self._command("asympo_jax.sample")
         lease_s = self.config.lease_s
 
         def start(holder: Holder) -> LocalProcess:
+            environment = environments[holder[0]]
             return LocalProcess(holder, broker, command, environment, max_frame_bytes, lease_s)
 
         return Supervisor(broker, start, sampler.count, self.config.max_restarts, say)
@@ -63,7 +67,9 @@ class Launcher:
     def start_evaluator(self) -> EvaluatorProcess:
         """The process that evaluates snapshots."""
         evaluation = self.config.eval
-        environment = placement.role_environment(evaluation.platform, evaluation.visible_devices)
+        environment = placement.role_environment(
+            evaluation.platform, devices.of_one(evaluation), self.config.sampler.tensor
+        )
         command = self._command("asympo_jax.evaluate_snapshots")
         return EvaluatorProcess(command, environment, evaluation.deadline_s)
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from asympo_jax import experiment, interrupts, recordings, states, workdirs
+from asympo_jax import devices, experiment, interrupts, recordings, states, workdirs
 from asympo_jax.config import from_plain, resolve
 from asympo_jax.endings import RunFailed, failures
 from asympo_jax.initial import check_initial, initial_params
@@ -122,9 +122,7 @@ class Prepared:
         placement.pin(learner_cores)
         keep_compiled(self.config.compilation_cache)
         with failures(placement.NoDevice, ValueError, OSError):
-            learner = self.config.learner
-            num_devices = learner.mesh.num_devices
-            placement.start_backend("learner.platform", learner.platform, num_devices)
+            devices.start_learner(self.config.learner)
 
     def run(self) -> Iterator[str]:
         """Replays, writes `metrics.jsonl`, and yields the lines of a table as they come.

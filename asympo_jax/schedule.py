@@ -14,6 +14,7 @@ _OF_SAMPLER_PROCESSES = (
     ("runtime", "lease_s"),
     ("runtime", "max_restarts"),
     ("sampler", "visible_devices"),
+    ("sampler", "memory_fraction"),
 )
 
 

@@ -14,6 +14,8 @@ class LearnerConfig:
 
     Attributes:
         platform: jax platform; empty for jax's own choice.
+        visible_devices: numbers of the GPUs or TPU chips of this machine that it takes, with commas
+            between; empty for all, so that samplers on the same platform have none of their own.
         data: devices that hold the same parameters, each for its own rows of a micro-batch.
         fsdp: devices that hold a part of the parameters, and have their own rows, too.
         tensor: devices that share the heads, the MLP and the vocabulary of the same rows. There
@@ -29,6 +31,7 @@ class LearnerConfig:
     """
 
     platform: str
+    visible_devices: str
     data: int
     fsdp: int
     tensor: int
@@ -67,10 +70,15 @@ class SamplerConfig:
     Attributes:
         count: processes.
         platform: jax platform of each.
-        visible_devices: value of CUDA_VISIBLE_DEVICES or TPU_VISIBLE_CHIPS; empty leaves it.
+        visible_devices: numbers of the GPUs or TPU chips of this machine that they take, with
+            commas between, dealt out in order: of '4,5,6,7' two samplers have 4,5 and 6,7. Several
+            may share a GPU: of '1' two samplers have 1. Empty leaves the one sampler all.
+        memory_fraction: of a GPU's memory that each may take; 0 for jax's own, three quarters.
         cores: CPU cores of each; 0 lets all share the samplers' half of the machine.
         devices: of each that share the prompts of a lease; on CPUs, the parts that its cores are
             split into: as many as cores is fastest, and takes a copy of the parameters for each.
+        tensor: devices that share a copy of the parameters, split as by `learner.tensor`; there are
+            devices / tensor copies.
         temperature: divides the logits.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the most probable tokens up to this mass; 1 keeps all.
@@ -89,8 +97,10 @@ class SamplerConfig:
     count: int
     platform: str
     visible_devices: str
+    memory_fraction: float
     cores: int
     devices: int
+    tensor: int
     temperature: float
     top_k: int
     top_p: float
@@ -112,6 +122,7 @@ class SamplerConfig:
             "must be at least 1",
             "count",
             "devices",
+            "tensor",
             "max_prompt_tokens",
             "max_response_tokens",
         )
@@ -148,7 +159,21 @@ class SamplerConfig:
             most = getattr(self, largest)
             words = f"must be at most sampler.{largest}={most}"
             _require(self, "sampler", lambda x, most=most: x <= most, words, field)
-        _check_visible(self, "sampler")
+        if self.devices % self.tensor:
+            raise ValueError(
+                f"sampler.tensor={self.tensor}: must divide sampler.devices={self.devices}"
+            )
+        share, platform = self.memory_fraction, self.platform
+        if share and (not 0 < share <= 1 or platform != "cuda"):
+            raise ValueError(
+                f"sampler.memory_fraction={share} with sampler.platform={platform!r}: must be 0, "
+                "or with 'cuda' at most 1"
+            )
+
+    @property
+    def num_copies(self) -> int:
+        """Copies of the parameters that its devices have."""
+        return self.devices // self.tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +230,8 @@ class EvalConfig:
         deadline_s: seconds without an evaluation that was asked for after which that process is
             started anew, and the end of the run gives up waiting.
         platform: jax platform of that process; unset for the samplers'.
-        visible_devices: as `sampler.visible_devices`, of that process; unset for the samplers'.
+        visible_devices: as `learner.visible_devices`, of that process; unset for the first of the
+            samplers' GPUs.
     """
 
     every_updates: int
@@ -240,16 +266,6 @@ class EvalConfig:
         )
         _require(
             self, "eval", lambda x: 0 < x <= 1e6, "must be above 0, at most 1000000", "deadline_s"
-        )
-        _check_visible(self, "eval")
-
-
-def _check_visible(section: Any, name: str) -> None:
-    """Refuses a choice of accelerators for a process that has none."""
-    if section.visible_devices and section.platform == "cpu":
-        raise ValueError(
-            f"{name}.visible_devices={section.visible_devices!r}: goes with {name}.platform 'cuda' "
-            "or 'tpu', not 'cpu'"
         )
 
 

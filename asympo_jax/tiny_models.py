@@ -122,8 +122,8 @@ def shrink(config: ml_collections.ConfigDict, family: str) -> None:
     config.sampler.max_prompt_tokens = 384
     config.sampler.max_response_tokens = 32
     config.sampler.segment = 32
-    config.sampler.platform = "cpu"
-    config.sampler.visible_devices = ""
+    for section in (config.learner, config.sampler):
+        section.platform, section.visible_devices = "cpu", ""
     config.sampler.prompts_per_lease = 4
     config.sampler.params_dtype = "float32"
     config.learner.micro_batch = 4

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import jax
 
-from asympo_jax import environment, experiment, interrupts, live, states, workdirs
+from asympo_jax import devices, environment, experiment, interrupts, live, states, workdirs
 from asympo_jax.endings import Diverged, RunFailed, Stopped, failures
 from asympo_jax.initial import check_initial, initial_params
 from asympo_jax.learning import TrainState
@@ -93,8 +93,7 @@ class Prepared:
         placement.pin(learner_cores)
         keep_compiled(self.config.compilation_cache)
         try:
-            shape, platform = self.config.learner.mesh, self.config.learner.platform
-            placement.start_backend("learner.platform", platform, shape.num_devices)
+            devices.start_learner(self.config.learner)
         except placement.NoDevice as error:
             raise RunFailed(str(error)) from error
         environment.record(self.workdir, environment.describe(placement.device_kinds()), say)
@@ -107,7 +106,8 @@ class Prepared:
                 stack.callback(remove)
                 stack.enter_context(interrupts.cleaning(remove))
             store = SnapshotStore(directory, run_id, self.config.sampler.params_dtype)
-            run = _Run(self.config, self.parts, self.workdir, store, run_id, shape.make())
+            mesh = self.config.learner.mesh.make()
+            run = _Run(self.config, self.parts, self.workdir, store, run_id, mesh)
             try:
                 with failures(*_CAUSES):
                     result = run.train(all_cores)

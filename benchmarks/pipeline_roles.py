@@ -173,10 +173,9 @@ class _InTurn(SnapshotStore):
         self._copies += 1
         return super().copied(params) if (self._copies - 1) // BLOCK % 2 else None
 
-    def write(self, version: int, params: Any) -> None:
+    def write(self, version: int, params: Any) -> int:
         """Keeps what was copied."""
-        if params is not None:
-            super().write(version, params)
+        return 0 if params is None else super().write(version, params)
 
 
 def serve_sampler(arguments: argparse.Namespace) -> None:

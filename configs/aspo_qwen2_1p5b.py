@@ -24,7 +24,7 @@ parameters as well, 7 GB. One response at a time, with `learner.remat`, adds the
 block, of which the attention scores of 9216 positions take 4.1 GB in float32, and the input of
 each block. A sampler and the evaluator hold 3.6 GB of parameters each, and keys and values of 64
 rows, up to 17 GB. Meant: the learner on GPU 0, sampler and evaluator on GPU 1
-(`sampler.visible_devices`), of 80 GB each or more.
+(`visible_devices`), of 80 GB each or more.
 
 A few updates on two CPU cores, with a random model of the same architecture:
 
@@ -60,7 +60,8 @@ def get_config(variant: str = ""):
     config.model.preset = "qwen2_1p5b"
     config.model.dtype = "bfloat16"
     config.warmup.num_steps = 0
-    config.learner.platform = ""
+    config.learner.platform = "cuda"
+    config.learner.visible_devices = "0"
     config.learner.micro_batch = 1
     config.learner.remat = "full"
     config.learner.logp_chunk = 2048

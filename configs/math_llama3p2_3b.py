@@ -16,7 +16,7 @@ learner: float32 parameters, a gradient and two moments of Adam. One response at
 `learner.remat`, adds the activations of one block, of which the attention scores of 3072 positions
 take 0.9 GB in float32, and the input of each block. A sampler and the evaluator hold 6.4 GB of
 parameters each, and keys and values of 64 rows, up to 23 GB. Meant: the learner on GPU 0, sampler
-and evaluator on GPU 1 (`sampler.visible_devices`), of 80 GB each or more.
+and evaluator on GPU 1 (`visible_devices`), of 80 GB each or more.
 
 A few updates on two CPU cores, with a random model of the same architecture:
 
@@ -47,7 +47,8 @@ def get_config(variant: str = ""):
     config.model.preset = "llama3p2_3b"
     config.model.dtype = "bfloat16"
     config.warmup.num_steps = 0
-    config.learner.platform = ""
+    config.learner.platform = "cuda"
+    config.learner.visible_devices = "0"
     config.learner.micro_batch = 1
     config.learner.remat = "full"
     config.learner.logp_chunk = 2048

@@ -22,6 +22,7 @@ ROOMS_OF_FLOOR = {
         "config",
         "defaults",
         "sections",
+        "devices",
         "outputs",
         "schedule",
         "settings",

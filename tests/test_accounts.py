@@ -213,12 +213,3 @@ def test_samplers_with_cores_of_their_own_take_them_in_turn():
     shared = [4, 5, 6, 7]
     assert [placement.sampler_cores(shared, i, 2) for i in range(3)] == [[4, 5], [6, 7], [4, 5]]
     assert placement.sampler_cores(shared, 1, 0) == shared
-
-
-def test_a_sampler_gets_its_own_platform_and_devices(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_one=1 --xla_force_host_platform_device_count=8")
-    environment = placement.role_environment("cuda", "2,3")
-    assert environment["JAX_PLATFORMS"] == "cuda"
-    assert environment["CUDA_VISIBLE_DEVICES"] == "2,3"
-    assert environment["XLA_FLAGS"] == "--xla_one=1"
-    assert placement.role_environment("tpu", "1")["TPU_VISIBLE_CHIPS"] == "1"

@@ -385,8 +385,6 @@ PARAMS = {"layer": {"scale": np.arange(8, dtype=np.float32)}}
 class OneByOne:
     """Leases of the versions 1 and 2, and a sampler that only takes note of its parameters."""
 
-    num_devices = 1
-
     def __init__(self, store: SnapshotStore):
         self.read_snapshot = store.read_policy
         self.leases = iter([Lease(0, 0, 1), Lease(1, 0, 2)])

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from model_cases import QWEN3, params_of
@@ -111,6 +112,33 @@ def test_devices_that_have_the_parameters_share_the_prompts(lanes, monkeypatch):
     out = generate(ONE_LAYER, engine, params, MANY_PROMPTS, MANY_KEYS, draw_params(), LIMITS)
     assert_same(out, many(LIMITS))
     assert len(used) == (4 if lanes else 3)
+
+
+# What two devices can share.
+EVEN = dataclasses.replace(ONE_LAYER, vocab_size=8)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_devices_that_share_a_copy_of_the_parameters_draw_the_same_tokens(temperature, monkeypatch):
+    params = params_of(EVEN)
+    given = (MANY_PROMPTS, MANY_KEYS, draw_params(temperature), LIMITS)
+    expected = generate(EVEN, dataclasses.replace(MANY, lanes=4), params, *given)
+    decode, parts = engine_module.decode, set()
+
+    def watched(*args: Any) -> Any:
+        lanes = decode(*args)
+        parts.update(
+            (len(x.devices()), x.sharding.shard_shape(x.shape)[1])
+            for x in jax.tree.leaves(lanes.own)
+        )
+        return lanes
+
+    monkeypatch.setattr(engine_module, "decode", watched)
+    shared = sampling.on_devices(params, 4, tensor=2)
+    kernel = shared["layer_0"]["mlp"]["up"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (8, 6)
+    assert_same(generate(EVEN, dataclasses.replace(MANY, lanes=4), shared, *given), expected)
+    assert parts == {(2, 1)}, "a device of two has the keys and values of one head of two"
 
 
 def test_more_devices_than_there_are_are_refused():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import safetensors
 import safetensors.numpy
 from lora_cases import LORA, TOKENS, adapters_of, base_of, by_path, copied, leaf_names
 from model_cases import LLAMA, full_logits, params_of
@@ -29,6 +30,7 @@ from asympo_jax.config import resolve
 from asympo_jax.learning.train_step import make_sign_gradients
 from asympo_jax.models import LoraConfig
 from asympo_jax.runtime.snapshots import SnapshotRefused, SnapshotStore, read_params, write_params
+from asympo_jax.runtime.tensor_files import read_files
 
 
 def new_state(optimizer: Any, name: str = "asympo", **options: Any) -> learning.TrainState:
@@ -121,10 +123,13 @@ def test_snapshots_hold_adapters_alone_and_their_base_is_read_once(tmp_path, mon
         store.write(version, adapters_of(LLAMA))
     assert store.versions() == [0, 1]
     assert leaf_names(store.read(1)) == {"lora_a", "lora_b"}
+    num_bytes = sum(x.nbytes for x in jax.tree.leaves(adapters_of(LLAMA)))
+    with safetensors.safe_open(tmp_path / "v00000001.safetensors", framework="numpy") as file:
+        assert sum(file.get_tensor(key).nbytes for key in file.offset_keys()) == num_bytes
     reader, read = SnapshotStore(tmp_path, "run-1"), []
     monkeypatch.setattr(
-        "asympo_jax.runtime.snapshots.read_params",
-        lambda path: read.append(path.name) or read_params(path),
+        "asympo_jax.runtime.snapshots.read_files",
+        lambda paths, *more: read.extend(path.name for path in paths) or read_files(paths, *more),
     )
     expected = models.with_adapters(base_of(LLAMA), adapters_of(LLAMA))
     for version in (0, 1):

@@ -65,7 +65,9 @@ def test_updates_are_published_in_order_and_each_comes_back_once(case):
     found += case.publisher.wait()
     assert [one.update.version for one in found] == [1, 2]
     expected = {**FINITE, "reward/mean": 0.25}
-    assert found[1].metrics == {name: np.float32(value) for name, value in expected.items()}
+    assert {name: found[1].metrics[name] for name in expected} == {
+        name: np.float32(value) for name, value in expected.items()
+    }
     assert case.publisher.wait() == []
     assert (case.store.versions(), case.newest()) == ([1, 2], 2)
     np.testing.assert_array_equal(case.store.read(2)["w"], np.full(3, 2.0))
@@ -99,6 +101,7 @@ def test_the_learner_is_one_update_ahead_at_most(case, monkeypatch):
     def write(version, params):
         assert go.wait(PATIENCE_S)
         writes.append(version)
+        return 0
 
     monkeypatch.setattr(case.store, "write", write)
     case.publisher.hand_over(update(1))  # returns although nothing is written
@@ -127,6 +130,14 @@ def test_an_update_that_is_never_published_ends_in_a_sentence_that_names_the_bou
     case.publisher.close(PATIENCE_S)
     with pytest.raises(Stalled):  # also once the thread has come to its end
         publisher.wait()
+
+
+def test_bytes_and_seconds_of_a_snapshot_are_in_the_line_of_its_update(case, tmp_path):
+    case.publisher.hand_over(update(1))
+    (published,) = case.publisher.wait()
+    (path,) = tmp_path.glob("v*")
+    assert published.metrics["snapshot/bytes"] == path.stat().st_size
+    assert published.metrics["snapshot/write_s"] == 0.0, "the clock of the case stands still"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -66,8 +66,12 @@ class MeshShape:
         """Parts that the rows of a batch are split into."""
         return self.data * self.fsdp
 
-    def check(self, model: ModelConfig) -> None:
+    def check(self, model: ModelConfig, role: str = "learner") -> None:
         """Refuses a mesh that does not divide what it splits.
+
+        Args:
+            model: the decoder.
+            role: whose devices they are.
 
         Raises:
             ValueError: naming the field, its value and what it must divide.
@@ -76,7 +80,7 @@ class MeshShape:
             size, parts = getattr(model, field), getattr(self, axis)
             if size % parts:
                 raise ValueError(
-                    f"learner.{axis}={parts}: must divide the decoder's {field}, which is {size}"
+                    f"{role}.{axis}={parts}: must divide the decoder's {field}, which is {size}"
                 )
 
     def make(self) -> Mesh | None:
@@ -151,6 +155,19 @@ def kept_by_vocabulary(mesh: Mesh | None, table_VD: Array) -> Array:
         return table_VD
     place = NamedSharding(mesh, PartitionSpec(VOCABULARY))
     return jax.lax.with_sharding_constraint(table_VD, place)
+
+
+def kept_by_heads(mesh: Mesh | None, tree: Any) -> Any:
+    """Within a jitted function: every device has the keys and values of its own heads.
+
+    Args:
+        mesh: the devices; None for one.
+        tree: of arrays whose second axis is that of key/value heads.
+    """
+    if mesh is None:
+        return tree
+    place = NamedSharding(mesh, PartitionSpec(None, _RULES["kv_heads"][0]))
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, place), tree)
 
 
 def _logical_axes(path: list[str]) -> tuple[str | None, ...]:

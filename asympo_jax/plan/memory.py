@@ -117,13 +117,15 @@ def _logits(subject: Subject, learner: LearnerConfig, rows: int) -> int:
 def sampler_sizes(subject: Subject, lanes: int = 0) -> Sizes:
     """What each device of a sampler holds at most, with its lanes or another number of them."""
     model, engine = subject.model, subject.engine
-    num_lanes = -(-(lanes or engine.num_lanes) // subject.config.sampler.devices)
+    sampler = subject.config.sampler
+    num_lanes = -(-(lanes or engine.num_lanes) // sampler.num_copies)
     num_rows = num_lanes * engine.group_size
-    position = 2 * model.num_layers * model.num_kv_heads * model.head_width * _item_bytes(model)
+    num_heads = model.num_kv_heads // sampler.tensor
+    position = 2 * model.num_layers * num_heads * model.head_width * _item_bytes(model)
     # It grows by a copy.
     num_held = 1 if max_columns(subject) == engine.num_columns else 2
     return {
-        "parameters": bytes_of(policy(subject)),
+        "parameters": bytes_of(policy(subject), MeshShape(tensor=sampler.tensor)),
         "keys and values of prompts": num_lanes * engine.max_prompt_tokens * position,
         "keys and values of responses": num_held * num_rows * max_columns(subject) * position,
         "logits, estimate": 2 * num_rows * model.vocab_size * _FLOAT_BYTES,

@@ -62,7 +62,7 @@ def traced_decode(subject: Subject, place: Sharding | None = None) -> Any:
         place: the device; None for whichever there is.
     """
     engine, sampler = subject.engine, subject.config.sampler
-    num_lanes = -(-engine.num_lanes // sampler.devices)
+    num_lanes = -(-engine.num_lanes // sampler.num_copies)
     fixed = Fixed(
         model=subject.model,
         group_size=engine.group_size,

@@ -6,7 +6,7 @@ import multiprocessing.connection
 import os
 import subprocess
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from asympo_jax.runtime import wire
@@ -17,7 +17,6 @@ from asympo_jax.runtime.evaluations import (
     EvaluatorEnded,
     EvaluatorLost,
 )
-from asympo_jax.runtime.snapshots import SnapshotStore
 
 _EXIT_TIMEOUT_S = 10.0  # between the end of a pipe and the end of its process
 _STOP_S = 2.0
@@ -160,15 +159,20 @@ class EvaluatorLoop:
         os.set_inheritable(fd, False)
         self._connection = multiprocessing.connection.Connection(fd)
 
-    def run(self, evaluate: Evaluate, store: SnapshotStore) -> None:
-        """Evaluates what it is asked for until the learner closes the pipe."""
+    def run(self, evaluate: Evaluate, read_policy: Callable[[int], Any]) -> None:
+        """Evaluates what it is asked for until the learner closes the pipe.
+
+        Args:
+            evaluate: (parameters, whether greedily, too) -> metrics.
+            read_policy: version -> parameters.
+        """
         while True:
             try:
                 request = wire.decode(self._connection.recv_bytes())
             except (EOFError, OSError):
                 return
             start = time.monotonic()
-            metrics = evaluate(store.read_policy(request["version"]), request["greedily"])
+            metrics = evaluate(read_policy(request["version"]), request["greedily"])
             metrics["time/evaluation_s"] = time.monotonic() - start
             answer = {"type": "evaluated", "version": request["version"], "metrics": metrics}
             try:

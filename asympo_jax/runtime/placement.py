@@ -6,9 +6,13 @@ number of samplers.
 """
 
 import os
+from collections.abc import Sequence
 
 import jax
 
+# A process with this many chips of one TPU host -> the block of the host's grid that they are.
+_TPU_BLOCKS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
+_TPU_PORT = 8476  # of the process that has chip 0; libtpu wants one of each process
 _HOST_DEVICES = "--xla_force_host_platform_device_count"
 
 
@@ -43,17 +47,21 @@ class NoDevice(Exception):
     """A platform that jax has no devices of here."""
 
 
-def start_backend(field: str, platform: str, num_devices: int = 1) -> None:
+def start_backend(
+    field: str, platform: str, num_devices: int = 1, devices: Sequence[str] = ()
+) -> None:
     """Starts jax on a platform, or on its own choice if that is empty.
 
     Args:
         field: of the config that names it.
         platform: of jax.
         num_devices: that are needed; where they are CPUs, the cores are split into as many.
+        devices: that this process takes, as of `devices_environment`; empty for all.
 
     Raises:
         NoDevice: there is none here, or not as many.
     """
+    os.environ.update(devices_environment(platform, devices))
     if platform:
         jax.config.update("jax_platforms", platform)
     try:
@@ -75,8 +83,42 @@ def device_kinds() -> list[str]:
     return [device.device_kind for device in jax.devices()]
 
 
-def role_environment(platform: str, visible_devices: str, num_devices: int = 1) -> dict[str, str]:
-    """Environment of a sampler or the evaluator: this one's, with its own platform and devices."""
+def devices_environment(platform: str, devices: Sequence[str]) -> dict[str, str]:
+    """What gives a process these devices alone, before jax starts its backend; nothing for none.
+
+    Args:
+        platform: `cuda` or `tpu`.
+        devices: numbers of its GPUs, or of its TPU chips, which are a block of the host's.
+    """
+    if not devices:
+        return {}
+    named = ",".join(devices)
+    if platform == "cuda":
+        return {"CUDA_VISIBLE_DEVICES": named}
+    port = str(_TPU_PORT + int(devices[0]))
+    return {
+        "TPU_VISIBLE_CHIPS": named,
+        # A slice of its own, of one process.
+        "TPU_CHIPS_PER_PROCESS_BOUNDS": _TPU_BLOCKS[len(devices)],
+        "TPU_PROCESS_BOUNDS": "1,1,1",
+        "TPU_PROCESS_ADDRESSES": f"localhost:{port}",
+        "TPU_PROCESS_PORT": port,
+        "CLOUD_TPU_TASK_ID": "0",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+
+
+def role_environment(
+    platform: str, devices: Sequence[str] = (), num_devices: int = 1, memory_fraction: float = 0.0
+) -> dict[str, str]:
+    """Environment of a sampler or the evaluator: this one's, with its own platform and devices.
+
+    Args:
+        platform: of jax.
+        devices: as of `devices_environment`.
+        num_devices: simulated ones, where they are CPUs.
+        memory_fraction: of each GPU that it may take; 0 for what this process was given.
+    """
     environment = dict(os.environ)
     # Simulated host devices are the learner's; a sampler has its own. Other flags stay, so that
     # both compile alike.
@@ -86,8 +128,8 @@ def role_environment(platform: str, visible_devices: str, num_devices: int = 1) 
     environment["XLA_FLAGS"] = " ".join(kept)
     environment["JAX_PLATFORMS"] = platform
     if platform == "cuda":
+        # Memory is taken as it is needed: sampler, evaluator and another sampler may share a GPU.
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    if visible_devices:
-        name = "CUDA_VISIBLE_DEVICES" if platform == "cuda" else "TPU_VISIBLE_CHIPS"
-        environment[name] = visible_devices
-    return environment
+    if memory_fraction:
+        environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{memory_fraction:g}"
+    return environment | devices_environment(platform, devices)

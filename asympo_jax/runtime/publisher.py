@@ -214,7 +214,9 @@ class Publisher:
         self._finished, sampled = finished, self._broker.sampling_totals()
         metrics = {name: float(value) for name, value in found.items()}
         self._require_finite(update, metrics)
-        self._store.write(update.version, update.params)
+        start = self._clock()
+        metrics["snapshot/bytes"] = float(self._store.write(update.version, update.params))
+        metrics["snapshot/write_s"] = self._clock() - start
         self._broker.publish(update.version)
         published_s = self._clock() - finished
         # Samplers have their snapshot; only now is there time for files that nobody waits for.

@@ -18,7 +18,7 @@ from asympo_jax.models import ModelConfig
 from asympo_jax.runtime.leases import Closed, Lease
 from asympo_jax.runtime.rewards import Grader
 from asympo_jax.runtime.tickets import Pacing, ticket
-from asympo_jax.sampling import DrawParams, EngineConfig, Responses, generate, on_devices
+from asympo_jax.sampling import DrawParams, EngineConfig, Responses, generate
 from asympo_jax.tasks.base import Task
 from asympo_jax.types import Group, Prompt
 
@@ -47,8 +47,7 @@ class Sampler:
         draw: temperature and cuts.
         pacing: which tickets a lease has.
         seed: of the run.
-        read_snapshot: version -> parameters.
-        num_devices: of this process, that share the prompts of a lease.
+        read_snapshot: version -> parameters, where `generate` takes them.
     """
 
     task: Task
@@ -59,7 +58,6 @@ class Sampler:
     pacing: Pacing
     seed: int
     read_snapshot: Callable[[int], Any]
-    num_devices: int = 1
 
     def work(self, lease: Lease, params: Any) -> list[Group]:
         """The groups of a lease: a pure function of the lease and the parameters."""
@@ -177,8 +175,7 @@ class SamplerLoop:
         """Decodes a lease with the parameters of its version."""
         if lease.version != self._version:
             self._params, self._version = None, None  # never two versions on the device
-            params = self._sampler.read_snapshot(lease.version)
-            self._params = on_devices(params, self._sampler.num_devices)
+            self._params = self._sampler.read_snapshot(lease.version)
             self._version = lease.version
         return self._sampler.decode(lease, self._params)
 

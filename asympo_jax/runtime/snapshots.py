@@ -1,9 +1,12 @@
 """Immutable, versioned snapshots of the parameters in files that samplers read.
 
 A snapshot is one safetensors file whose metadata is its manifest: run, version, checksum. It is
-written beside its name and renamed, so a reader sees all of it or nothing.
+written beside its name and renamed, so a reader sees all of it or nothing. Where several processes
+write, each has a file of its own, whose name says of how many: a snapshot is whole once all are
+there.
 """
 
+import collections
 import contextlib
 import fcntl
 import hashlib
@@ -13,7 +16,6 @@ import re
 import shutil
 import stat
 import tempfile
-import zlib
 from collections.abc import Collection
 from typing import IO, Any
 
@@ -21,18 +23,30 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from asympo_jax.models import ParamsDtype, rounded, with_adapters
+from asympo_jax.runtime.tensor_files import (
+    Place,
+    SnapshotRefused,
+    pieces_of,
+    read_files,
+    write_file,
+)
 
 _RAM_DISK = pathlib.Path("/dev/shm")
 _PREFIX, _LOCK = "asympo-", "lock"
-_SNAPSHOT = re.compile(r"\.?(v[0-9]+|base)\.safetensors(\.[0-9]+)?")
+_VERSION = re.compile(r"v([0-9]+)(?:\.[0-9]+-of-([0-9]+))?\.safetensors")
+_SNAPSHOT = re.compile(r"\.?(v[0-9]+|base)(\.[0-9]+-of-[0-9]+)?\.safetensors(\.[0-9]+)?")
 
 
-class SnapshotRefused(Exception):
-    """A snapshot that cannot be written, or is torn, corrupt, foreign or of another version."""
+def _on_host(name: str, x: np.ndarray) -> Any:
+    """The array as it is."""
+    return x
+
+
+def _on_device(name: str, x: np.ndarray) -> Any:
+    """The array on jax's first device."""
+    return jnp.asarray(x)
 
 
 class SnapshotStore:
@@ -42,15 +56,23 @@ class SnapshotStore:
         directory: where the files are; it exists.
         run_id: identity of the run; snapshots of another are refused.
         dtype: of the parameters written; see `models.rounded`.
+        part: number of this process among those that write.
+        num_parts: processes that write, each of which is asked for every version.
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], run_id: str, dtype: ParamsDtype = "float32"
+        self,
+        directory: str | os.PathLike[str],
+        run_id: str,
+        dtype: ParamsDtype = "float32",
+        part: int = 0,
+        num_parts: int = 1,
     ):
         """A store; nothing is read or written yet."""
         self.directory = pathlib.Path(directory)
         self._run_id = run_id
         self._dtype: ParamsDtype = dtype
+        self._part, self._num_parts = part, num_parts
         self._has_base = False
         self._base: Any = None
         self._copied = jax.jit(lambda params: jax.tree.map(jnp.copy, rounded(params, self._dtype)))
@@ -65,65 +87,102 @@ class SnapshotStore:
         """A copy of the parameters, as `write` stores them, that the device makes in its turn."""
         return self._copied(params)
 
-    def write(self, version: int, params: Any) -> None:
-        """Publishes the parameters of a version; blocks until they are computed."""
-        self._write(version, params, has_base=str(self._has_base))
+    def write(self, version: int, params: Any) -> int:
+        """Publishes this process's part of a version; blocks until it is computed.
+
+        Returns:
+            Bytes of the file.
+
+        Raises:
+            SnapshotRefused: it cannot be written.
+        """
+        return self._write(version, params, has_base=str(self._has_base))
 
     def read(self, version: int) -> Any:
         """The parameters of a version, as NumPy arrays: adapters alone if they have a base.
 
         Raises:
-            SnapshotRefused: the file is missing, damaged, or of another run or version.
+            SnapshotRefused: a file is missing, damaged, or of another run or version.
         """
-        return self._read(version)[0]
+        return self._read(version, _on_host)[0]
 
-    def read_policy(self, version: int) -> Any:
+    def read_policy(self, version: int, place: Place = _on_device) -> Any:
         """The decoder's parameters of a version; their base, if they have one, is read once.
+
+        Args:
+            version: one that is there.
+            place: is given each array, by its name, as soon as it is read.
 
         Raises:
             SnapshotRefused: a file is missing, damaged, or of another run or version.
         """
-        params, metadata = self._read(version)
+        params, metadata = self._read(version, place)
         if metadata["has_base"] != str(True):
             return params
         if self._base is None:
-            # On the device, where it stays.
-            self._base = jax.tree.map(jnp.asarray, self._read(None)[0])
+            self._base = self._read(None, place)[0]
         return with_adapters(self._base, params)
 
     def prune(self, oldest_kept: int, needed: Collection[int] = ()) -> None:
         """Deletes the snapshots before a version, but those that are needed."""
-        for version in self.versions():
+        for path, version, _ in self._files():
             if version < oldest_kept and version not in needed:
-                self._path(version).unlink()
+                path.unlink()
 
     def versions(self) -> list[int]:
-        """Versions that are there, ascending."""
-        return sorted(int(path.stem[1:]) for path in self.directory.glob("v*.safetensors"))
+        """Versions of which all parts are there, ascending."""
+        found = collections.Counter((version, parts) for _, version, parts in self._files())
+        return sorted(version for (version, parts), count in found.items() if count == parts)
+
+    def files(self, version: int) -> list[pathlib.Path]:
+        """The files that a reader of a version needs, those of its base included."""
+        return (self._paths(None) if self._has_base else []) + self._paths(version)
 
     def remove(self) -> None:
         """Deletes the directory."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _write(self, version: int | None, params: Any, **metadata: str) -> None:
-        """Writes the file of a version, or of the base if None, with its manifest."""
+    def _write(self, version: int | None, params: Any, **metadata: str) -> int:
+        """Writes this process's file of a version, or of the base if None, with its manifest."""
         params = rounded(params, self._dtype)  # where they are
-        manifest = {"run_id": self._run_id, "version": str(version), **metadata}
-        write_params(self._path(version), params, **manifest)
+        manifest = self._manifest(version, self._part, self._num_parts)
+        path = self._path(version, self._part, self._num_parts)
+        return write_file(path, pieces_of(params, self._part), **manifest, **metadata)
 
-    def _read(self, version: int | None) -> tuple[Any, dict[str, str]]:
+    def _read(self, version: int | None, place: Place) -> tuple[Any, dict[str, str]]:
         """The parameters and the manifest of a version, or of the base if None."""
-        params, metadata = read_params(self._path(version))
-        wanted = {"run_id": self._run_id, "version": str(version)}
-        found = {name: metadata.get(name) for name in wanted}
-        if found != wanted:
-            raise SnapshotRefused(f"{self._path(version)}: is {found}, wanted {wanted}")
-        return params, metadata
+        paths = self._paths(version)
+        params, found = read_files(paths, place)
+        for part, (path, metadata) in enumerate(zip(paths, found, strict=True)):
+            wanted = self._manifest(version, part, len(paths))
+            has = {name: metadata.get(name) for name in wanted}
+            if has != wanted:
+                raise SnapshotRefused(f"{path}: is {has}, wanted {wanted}")
+        return params, found[0]
 
-    def _path(self, version: int | None) -> pathlib.Path:
-        """The file of a version, or of the base if None."""
+    def _manifest(self, version: int | None, part: int, num_parts: int) -> dict[str, str]:
+        """What a file says of itself."""
+        return {"run_id": self._run_id, "version": str(version), "part": f"{part} of {num_parts}"}
+
+    def _files(self) -> list[tuple[pathlib.Path, int, int]]:
+        """The files of versions, with the version and of how many parts it is one."""
+        matches = [(path, _VERSION.fullmatch(path.name)) for path in self.directory.glob("v*")]
+        return [(path, int(m[1]), int(m[2] or 1)) for path, m in matches if m is not None]
+
+    def _paths(self, version: int | None) -> list[pathlib.Path]:
+        """The files that a version, or the base if None, should have."""
+        one = self._path(version, 0, 1)
+        parts = list(self.directory.glob(f"{one.stem}.*-of-*{one.suffix}"))
+        if one.exists() or not parts:
+            return [one]
+        num_parts = int(parts[0].stem.rsplit("-", 1)[1])
+        return [self._path(version, part, num_parts) for part in range(num_parts)]
+
+    def _path(self, version: int | None, part: int, num_parts: int) -> pathlib.Path:
+        """The file of a part of a version, or of the base if None."""
         name = "base" if version is None else f"v{version:08d}"
-        return self.directory / f"{name}.safetensors"
+        of = f".{part}-of-{num_parts}" if num_parts > 1 else ""
+        return self.directory / f"{name}{of}.safetensors"
 
 
 def make_snapshot_directory(parent: str | None, run_id: str) -> tuple[pathlib.Path, IO[str]]:
@@ -187,15 +246,7 @@ def write_params(path: pathlib.Path, params: Any, **metadata: str) -> None:
     Raises:
         SnapshotRefused: it cannot be written.
     """
-    # Not ascontiguousarray, which makes a vector of a scalar.
-    flat = {name: np.asarray(x, order="C") for name, x in flatten_params(params).items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        safetensors.numpy.save_file(flat, partial, {"checksum": _checksum(flat), **metadata})
-        os.replace(partial, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise SnapshotRefused(f"{path}: cannot be written ({error})") from error
+    write_file(path, pieces_of(params), **metadata)
 
 
 def read_params(path: pathlib.Path) -> tuple[Any, dict[str, str]]:
@@ -204,15 +255,8 @@ def read_params(path: pathlib.Path) -> tuple[Any, dict[str, str]]:
     Raises:
         SnapshotRefused: the file is missing, torn or corrupt.
     """
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
-            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
-        raise SnapshotRefused(f"{path}: cannot be read ({error})") from error
-    if metadata.get("checksum") != _checksum(flat):
-        raise SnapshotRefused(f"{path}: its checksum does not fit its contents")
-    return flax.traverse_util.unflatten_dict(flat, sep="/"), metadata
+    params, (metadata,) = read_files([path])
+    return params, metadata
 
 
 def flatten_params(params: Any) -> dict[str, np.ndarray]:
@@ -228,12 +272,3 @@ def parameters_sha256(params: Any) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def _checksum(flat: dict[str, np.ndarray]) -> str:
-    """CRC-32 over names and bytes: against accidents, not against attackers."""
-    crc = 0
-    for name in sorted(flat):
-        content = np.ascontiguousarray(flat[name]).reshape(-1).view(np.uint8)
-        crc = zlib.crc32(content.data, zlib.crc32(name.encode(), crc))
-    return f"{crc:08x}"

@@ -1,9 +1,9 @@
 """Responses from prompts."""
 
+from asympo_jax.sampling.copies import make_place, on_devices
 from asympo_jax.sampling.draw import DrawParams, draw, draw_params, uniforms
 from asympo_jax.sampling.engine import EngineConfig, Responses, generate, response_keys
 from asympo_jax.sampling.evaluation import Accuracy, Answers, Evaluator
-from asympo_jax.sampling.lanes import on_devices
 
 __all__ = [
     "Accuracy",
@@ -15,6 +15,7 @@ __all__ = [
     "draw",
     "draw_params",
     "generate",
+    "make_place",
     "on_devices",
     "response_keys",
     "uniforms",

@@ -18,13 +18,13 @@ import numpy as np
 from jaxtyping import Array, UInt32
 
 from asympo_jax.models import ModelConfig
+from asympo_jax.sampling.copies import copies_of
 from asympo_jax.sampling.draw import DrawParams
 from asympo_jax.sampling.lanes import (
     Fixed,
     Lanes,
     Requests,
     decode,
-    on_each_device,
     prefill,
     put,
     rearrange,
@@ -119,7 +119,8 @@ def generate(
     Args:
         model: the decoder's shape.
         engine: shapes and stop ids; a few compilations for each.
-        params: the decoder's parameters, on one device or whole on several, which share the work.
+        params: the decoder's parameters, on one device or where `make_place` puts them: each copy
+            has its part of the work.
         prompts: P lists of token ids, each from 1 to `max_prompt_tokens` long.
         keys: P keys, two 32-bit words each.
         draw_params: temperature and cuts.
@@ -137,12 +138,12 @@ def generate(
         stop_ids=engine.stop_ids,
         record_logp=engine.record_logp,
     )
-    call = _Call(engine, fixed, requests, draw_params)
-    copies = on_each_device(params)
-    # All devices have as many lanes, so that one program serves them.
-    num_devices = max(n for n in range(1, len(copies) + 1) if engine.num_lanes % n == 0)
-    lanes_of = np.arange(engine.num_lanes).reshape(num_devices, -1)
-    at_work = [_Device(call, copies[i], lanes_of[i]).run() for i in range(num_devices)]
+    call = _Call(engine, requests, draw_params)
+    copies = [(dataclasses.replace(fixed, model=m), its) for m, its in copies_of(model, params)]
+    # All copies have as many lanes, so that one program serves them.
+    num_copies = max(n for n in range(1, len(copies) + 1) if engine.num_lanes % n == 0)
+    lanes_of = np.arange(engine.num_lanes).reshape(num_copies, -1)
+    at_work = [_Device(call, *copies[i], lanes_of[i]).run() for i in range(num_copies)]
     while at_work:
         # Each goes on until its device has something to do.
         at_work = [device for device in at_work if next(device, None)]
@@ -186,11 +187,8 @@ def _requests(
 class _Call:
     """One call of `generate`: which prompts wait, and what has come out."""
 
-    def __init__(
-        self, engine: EngineConfig, fixed: Fixed, requests: Requests, draw_params: DrawParams
-    ):
-        self.engine, self.fixed = engine, fixed
-        self.requests, self.draw_params = requests, draw_params
+    def __init__(self, engine: EngineConfig, requests: Requests, draw_params: DrawParams):
+        self.engine, self.requests, self.draw_params = engine, requests, draw_params
         self.waiting = collections.deque(range(engine.num_lanes, engine.num_prompts))
         shape = (engine.num_prompts, engine.group_size)
         self.token_PGT = np.zeros((*shape, engine.max_response_tokens), np.int32)
@@ -210,14 +208,14 @@ class _Call:
 
 
 class _Device:
-    """The lanes of one device, and which prompt is in which.
+    """The lanes of one copy of the parameters, and which prompt is in which.
 
     Several take turns, and none looks at a clock: the responses alone decide which device a waiting
     prompt comes to.
     """
 
-    def __init__(self, call: _Call, params: Any, prompts: np.ndarray):
-        self._call, self._params = call, params
+    def __init__(self, call: _Call, fixed: Fixed, params: Any, prompts: np.ndarray):
+        self._call, self._fixed, self._params = call, fixed, params
         self._prompt_of = prompts.copy()  # -1 for a lane that is empty
         # Lanes that take new prompts together.
         self._num_refilled = max(1, len(prompts) // _SHRINK)
@@ -227,7 +225,7 @@ class _Device:
         call = self._call
         lanes = self._prefilled(self._prompt_of, call.engine.num_columns)
         while True:
-            lanes = decode(call.fixed, self._params, call.draw_params, lanes, self._enough())
+            lanes = decode(self._fixed, self._params, call.draw_params, lanes, self._enough())
             yield True
             self._collect(lanes)
             if call.waiting:
@@ -247,7 +245,7 @@ class _Device:
         """Lanes at their first token, for the prompts of the given indices."""
         call = self._call
         requests = jax.tree.map(lambda x: x[indices], call.requests)
-        return prefill(call.fixed, num_columns, self._params, call.draw_params, requests)
+        return prefill(self._fixed, num_columns, self._params, call.draw_params, requests)
 
     def _collect(self, lanes: Lanes) -> None:
         """Takes the responses of the lanes that are done."""

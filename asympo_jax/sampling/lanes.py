@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from asympo_jax.models import ModelConfig, head_logits, hidden_states
 from asympo_jax.models.attention import DecodeCache, KeyValues, make_attend_decoding
+from asympo_jax.models.sharding import kept_by_heads
 from asympo_jax.sampling.draw import DrawParams, draw, uniforms
 
 
@@ -104,6 +104,7 @@ def prefill(
     """
     model, group_size = fixed.model, fixed.group_size
     hidden_LSD, prompt = hidden_states(model, params, requests.prompt_PS)
+    prompt = kept_by_heads(model.mesh, prompt)
     last_LD = jnp.take_along_axis(hidden_LSD, (requests.length_P - 1)[:, None, None], axis=1)[:, 0]
     logits_BV = jnp.repeat(head_logits(model, params, last_LD), group_size, axis=0)
     num_rows = len(requests.length_P) * group_size
@@ -113,9 +114,12 @@ def prefill(
         column=jnp.int32(0),
         prompt=prompt,
         prompt_length_L=jnp.asarray(requests.length_P),
-        own=tuple(
-            KeyValues(jnp.zeros(shape, layer.k.dtype), jnp.zeros(shape, layer.v.dtype))
-            for layer in prompt
+        own=kept_by_heads(
+            model.mesh,
+            tuple(
+                KeyValues(jnp.zeros(shape, layer.k.dtype), jnp.zeros(shape, layer.v.dtype))
+                for layer in prompt
+            ),
         ),
         start_B=zeros_B,
         token_BT=jnp.zeros((num_rows, fixed.max_response_tokens), jnp.int32),
@@ -232,33 +236,3 @@ def rearrange(lanes: Lanes, num_columns: int, kept: Int[Any, " N"], first: Int[A
         column=lanes.column - first,
         start_B=fewer.start_B - first,
     )
-
-
-def on_devices(params: Any, num_devices: int) -> Any:
-    """The parameters, whole on each of the first devices of this process.
-
-    Raises:
-        ValueError: there are not so many devices.
-    """
-    devices = jax.local_devices()
-    if num_devices > len(devices):
-        raise ValueError(
-            f"sampler.devices={num_devices}: this process has {len(devices)} {devices[0].platform} "
-            "devices, must be at most that"
-        )
-    if num_devices == 1:
-        return jax.tree.map(jnp.asarray, params)
-    mesh = jax.sharding.Mesh(np.array(devices[:num_devices]), ("data",))
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.device_put(params, everywhere)
-
-
-def on_each_device(params: Any) -> list[Any]:
-    """The parameters on each of the devices that have all of them; no array is copied."""
-    first = jax.tree.leaves(params)[0]
-    if not isinstance(first, jax.Array) or not first.is_fully_replicated:
-        return [params]
-    return [
-        jax.tree.map(lambda x, i=i: x.addressable_shards[i].data, params)
-        for i in range(len(first.addressable_shards))
-    ]
