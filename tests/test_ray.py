@@ -215,6 +215,8 @@ def test_a_cluster_that_others_could_use_is_refused_with_the_reason(
 ):
     scripts = tmp_path / "ray" / "scripts"
     scripts.mkdir(parents=True)
+    for package in (scripts, scripts.parent):
+        (package / "__init__.py").touch()
     (scripts / "scripts.py").write_text(
         "import os\nassert os.environ['RAY_AUTH_MODE'] == 'disabled'\n"
         f"assert 'RAY_AUTH_TOKEN' not in os.environ\n{status}\n"
