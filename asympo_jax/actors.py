@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,13 +30,38 @@ _PASSED_ON = ("XLA_", "JAX_", "LIBTPU_")
 _RESOURCE = {"cuda": "GPU", "tpu": "TPU"}  # Ray's names
 
 
+class ReceivedStore(SnapshotStore):
+    """Snapshots whose files came with a lease; each is in the directory while it is read."""
+
+    def __init__(self, directory: pathlib.Path, run_id: str):
+        """Nothing came yet."""
+        super().__init__(directory, run_id)
+        self._contents: Mapping[str, np.ndarray] = {}
+
+    def receive(self, contents: Mapping[str, np.ndarray]) -> None:
+        """Takes the files of a version, by name, for its first reader."""
+        self._contents = contents
+
+    def read_policy(self, version: int, *args: Any) -> Any:
+        """See `SnapshotStore.read_policy`."""
+        contents, self._contents = self._contents, {}
+        paths = [self.directory / name for name in contents]
+        try:
+            for path, content in zip(paths, contents.values(), strict=True):
+                content.tofile(path)
+            return super().read_policy(version, *args)
+        finally:
+            for path in paths:
+                path.unlink(missing_ok=True)
+
+
 class SamplerActor:
     """A sampler; Ray calls each of these in a thread of its own."""
 
     def __init__(self) -> None:
         """Nothing is at work yet."""
         self._lines = LineEnd(), LineEnd()
-        self._contents: dict[str, np.ndarray] = {}
+        self._store: ReceivedStore | None = None
 
     def started(self) -> None:
         """Says that it is there."""
@@ -45,7 +71,8 @@ class SamplerActor:
     ) -> bytes | None:
         """See `LineEnd.exchange`; with a lease come the files of its snapshot."""
         if names:
-            self._contents = dict(zip(names, contents, strict=True))
+            assert self._store is not None  # nobody else asked for the lease
+            self._store.receive(dict(zip(names, contents, strict=True)))
         return self._lines[line].exchange(answer)
 
     def run(
@@ -73,27 +100,15 @@ class SamplerActor:
         try:
             if ray.get_runtime_context().get_node_id() != node_id:
                 cores = placement.available_cores()
-            store = SnapshotStore(directory, run_id)
+            self._store = store = ReceivedStore(directory, run_id)
             resolved = resolve(from_plain(json.loads(config)))
             given = Arguments(resolved, store, cores, index, -1, -1, prompts_sha256)
-            sample(given, Client(*self._lines), lambda version: self._read(store, version))
+            sample(given, Client(*self._lines))
         finally:
             shutil.rmtree(directory, ignore_errors=True)
             lock.close()
             for line in self._lines:
                 line.close()
-
-    def _read(self, store: SnapshotStore, version: int) -> Any:
-        """The parameters of a version, whose files came with its lease."""
-        contents, self._contents = self._contents, {}
-        paths = [store.directory / name for name in contents]
-        try:
-            for path, content in zip(paths, contents.values(), strict=True):
-                content.tofile(path)
-            return store.read_policy(version)
-        finally:
-            for path in paths:
-                path.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from asympo_jax import experiment
 from asympo_jax.config import from_plain, read_json, resolve
@@ -141,26 +140,17 @@ class Arguments:
         return parts
 
 
-def sample(
-    given: Arguments, client: Client, read_snapshot: Callable[[int], Any] | None = None
-) -> bool:
-    """The work of a sampler, until the run ends; False if its platform is not there.
-
-    Args:
-        given: what it was started with.
-        client: the broker.
-        read_snapshot: version -> parameters; those of the store if it is None.
-    """
+def sample(given: Arguments, client: Client) -> bool:
+    """The work of a sampler, until the run ends; False if its platform is not there."""
     sampler = given.config.sampler
     # XLA sizes its thread pool when the first array is made: pin before.
     placement.pin(placement.sampler_cores(given.cores, given.index, sampler.cores))
     keep_compiled(given.config.compilation_cache)
     try:
         placement.start_backend("sampler.platform", sampler.platform)
-        made = experiment.make_sampler(given.config, given.build_parts(), given.store)
-        if read_snapshot is not None:
-            made = dataclasses.replace(made, read_snapshot=read_snapshot)
-        SamplerLoop(made, client).run(client.fail)
+        parts = given.build_parts()
+        loop = SamplerLoop(experiment.make_sampler(given.config, parts, given.store), client)
+        loop.run(client.fail)
     except placement.NoDevice as error:
         client.fail(str(error))
         return False

@@ -261,7 +261,7 @@ class RayProcess(ServedSampler):
         try:
             ray.get(self._work)
         except ray.exceptions.RayError as error:
-            words = " ".join(str(error).split())
-            cause = words.partition("The actor is dead because ")[2] or words
-            return f"its actor: {cause[:_MAX_WORDS]}"
+            lines = str(error).split("\n")  # the last one has the error of its work
+            dead = [line for line in lines if line.startswith("The actor is dead")]
+            return f"its actor: {[*lines, *dead][-1][:_MAX_WORDS]}"
         return "the end of its work"
