@@ -28,6 +28,7 @@ _TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 # its processes then listen.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 _PROBE_S = 120.0
+_STARTS = 3  # of a cluster of its own: Ray gives it 30 s each time, few on a busy machine
 
 
 class ClusterRefused(Exception):
@@ -128,11 +129,15 @@ def _init(given: Mapping[str, Any], address: str | None) -> Any:
     """
     import ray
 
-    try:
-        # What samplers print stays on their nodes: Ray would mix in logs of other programs.
-        return ray.init(**given, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ConnectionError(f"the Ray cluster {address or 'of this run'}: {error}") from error
+    for starts_left in range(0 if address else _STARTS - 1, -1, -1):
+        try:
+            # What samplers print stays on their nodes: Ray would mix in logs of other programs.
+            return ray.init(**given, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:  # Ray raises the bare class, too
+            ray.shutdown()
+            if not starts_left:
+                words = f"the Ray cluster {address or 'of this run'}: {error}"
+                raise ConnectionError(words) from error
 
 
 def _shut_down() -> None:
