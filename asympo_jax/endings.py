@@ -37,6 +37,12 @@ class InUse(RunFailed):
     exit_code = STOPPED
 
 
+class NotStarted(RunFailed):
+    """One that did not begin, as the machines that it was given are not fit for it."""
+
+    exit_code = REFUSED
+
+
 @contextlib.contextmanager
 def failures(*kinds: type[Exception], advice: str = "") -> Iterator[None]:
     """Within it what is no fault of this program becomes `RunFailed`, in one sentence.

@@ -1,4 +1,4 @@
-"""The processes of a run besides the learner's: how they are started, and what they are told."""
+"""The processes of a run besides the learner's: how they are started, told and put to work."""
 
 import argparse
 import dataclasses
@@ -9,21 +9,33 @@ import signal
 import sys
 import threading
 import time
+from typing import Protocol
 
 from asympo_jax import devices, experiment
 from asympo_jax.config import from_plain, read_json, resolve
 from asympo_jax.progress import say
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.broker import Broker
+from asympo_jax.runtime.compilation import keep_compiled
 from asympo_jax.runtime.evaluator import EvaluatorProcess
 from asympo_jax.runtime.leases import Holder
 from asympo_jax.runtime.local import LocalProcess
+from asympo_jax.runtime.sampler import SamplerLoop
+from asympo_jax.runtime.serving import Client
 from asympo_jax.runtime.snapshots import SnapshotStore, remove_if_unused
 from asympo_jax.runtime.supervisor import Supervisor
 from asympo_jax.settings import ExperimentConfig
 
 _TRIES, _TRY_S = 4, 0.05  # to remove snapshots, and the time between
 _GONE_S = 2.0  # from the end of a pipe to the end of a process that does not end by itself
+
+
+class Samplers(Protocol):
+    """Samplers at work."""
+
+    def stop(self, timeout_s: float) -> None:
+        """See `Supervisor.stop`."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +58,17 @@ class Launcher:
     cores: list[int]
     prompts_sha256: str
 
-    def start_samplers(self, broker: Broker, max_frame_bytes: int) -> Supervisor:
-        """The samplers, which lease from the broker; a submission has a bound."""
+    def start_samplers(self, broker: Broker, max_frame_bytes: int) -> Samplers:
+        """The samplers, which lease from the broker; a submission has a bound.
+
+        Raises:
+            RunFailed: they are actors of Ray, and its cluster is refused.
+        """
+        if self.config.runtime_name == "ray":
+            from asympo_jax import actors  # which imports this module
+
+            given = (self.config, self.store, self.run_id, self.cores, self.prompts_sha256)
+            return actors.start_samplers(*given, broker, max_frame_bytes)
         sampler = self.config.sampler
         environments = [
             placement.role_environment(
@@ -123,6 +144,26 @@ class Arguments:
                 "in every process"
             )
         return parts
+
+
+def sample(given: Arguments, client: Client) -> bool:
+    """The work of a sampler, until the run ends; False if its platform is not there."""
+    sampler = given.config.sampler
+    # XLA sizes its thread pool when the first array is made: pin before.
+    placement.pin(placement.sampler_cores(given.cores, given.index, sampler.cores))
+    keep_compiled(given.config.compilation_cache)
+    try:
+        placement.start_backend("sampler.platform", sampler.platform)
+        parts = given.build_parts()
+        loop = SamplerLoop(experiment.make_sampler(given.config, parts, given.store), client)
+        loop.run(client.fail)
+    except placement.NoDevice as error:
+        client.fail(str(error))
+        return False
+    except Exception as error:
+        client.fail(f"{type(error).__name__}: {error}")
+        raise
+    return True
 
 
 def end_with_learner(given: Arguments) -> None:

@@ -66,8 +66,13 @@ def pacing_of(config: ml_collections.ConfigDict) -> Pacing:
 
 def _check_runtime(config: ml_collections.ConfigDict) -> None:
     """Refuses a runtime that there is not, and what has no effect where one process does it all."""
-    if config.runtime.name not in ("local", "sync"):
-        raise ValueError(f"runtime.name={config.runtime.name!r}: must be 'local' or 'sync'")
+    if config.runtime.name not in ("local", "ray", "sync"):
+        raise ValueError(f"runtime.name={config.runtime.name!r}: must be 'local', 'ray' or 'sync'")
+    if config.runtime.name == "ray" and config.sampler.visible_devices:
+        raise ValueError(
+            f"sampler.visible_devices={config.sampler.visible_devices!r} with runtime.name='ray': "
+            "Ray gives each sampler its devices, must be empty"
+        )
     if config.runtime.name != "sync":
         return
     if config.order != "ticket":

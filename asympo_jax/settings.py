@@ -8,6 +8,7 @@ from asympo_jax.learning import OptimizerConfig, StepConfig, WarmupConfig
 from asympo_jax.models import LoraConfig
 from asympo_jax.objectives import Objective
 from asympo_jax.outputs import CheckpointConfig, LogConfig
+from asympo_jax.runtime import ray_cluster
 from asympo_jax.runtime.tickets import Pacing
 from asympo_jax.sections import (
     EvalConfig,
@@ -49,7 +50,7 @@ class ExperimentConfig:
         eval: evaluation.
         checkpoint: checkpoints.
         log: what is written.
-        runtime_name: `local` or `sync`.
+        runtime_name: `local`, `ray` or `sync`.
         stall_s: seconds that the learner waits for a group, or for an update to be published or
             saved, before it gives up.
         lease_s: seconds that a sampler may have a lease, the compilation of its programs included,
@@ -107,3 +108,13 @@ class ExperimentConfig:
             )
         if self.max_restarts < 0:
             raise ValueError(f"runtime.max_restarts={self.max_restarts}: must be at least 0")
+
+    def check_installed(self) -> None:
+        """Refuses what only a run needs and this machine does not have.
+
+        Raises:
+            ValueError: naming the field, its value and what is missing.
+        """
+        self.log.check_installed()
+        if self.runtime_name == "ray":
+            ray_cluster.check_environment()

@@ -131,7 +131,7 @@ def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
     parts = experiment.build_parts(config)
     prompts = parts.prompts_sha256  # refuses prompts that are none
     check_initial(config)
-    config.log.check_installed()
+    config.check_installed()
     say_left_out(parts.task)
     workdirs.check_writable("workdir", workdir)
     if config.warmup.num_steps:

@@ -35,6 +35,20 @@ perform() { # COMMAND...
   if [ -n "$dry_run" ]; then show "$@"; else "$@"; fi
 }
 
+take_action() { # "ACTION..." ARGUMENT...: sets action
+  action=${2:-}
+  case $action in
+    -h | --help)
+      usage
+      exit 0
+      ;;
+  esac
+  case " $1 " in
+    *" $action "*) [ -z "$action" ] || return 0 ;;
+  esac
+  refuse "${action:-ACTION}: must be one of ${1// /, }, see --help."
+}
+
 parse_flags() { # "FLAG..." "SWITCH..." ARGUMENT...: sets the variable of each, and TRAIN
   local flags=$1 switches=$2 flag
   shift 2
@@ -108,6 +122,14 @@ show_environment() { # EXTRA: what prepare_environment would run
   fi
   show "$VENV_PYTHON" -m pip install --disable-pip-version-check --no-input \
     --editable "$ROOT${1:+[$1]}"
+}
+
+# shellcheck disable=SC2154
+count_restart() { # REASON: one more of restarts, of max_restarts at most
+  restarts=$((restarts + 1))
+  [ "$restarts" -le "$max_restarts" ] ||
+    fail "$1, after $max_restarts restarts: the same command goes on from here."
+  say "$1: restart $restarts of at most $max_restarts."
 }
 
 starts_again() { # EXIT CODE of train: whether the same command is to be started again

@@ -35,16 +35,8 @@ STATUS="" CODE=""
 # SIGTERM's time until SIGKILL, above checkpoint.grace_s (25 by default) plus 9; Ray's own is 3 s.
 RUNTIME_ENV='{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}, "excludes": [".git"]}'
 
-action=${1:-}
-[ $# -eq 0 ] || shift
-case $action in
-  -h | --help)
-    usage
-    exit 0
-    ;;
-  run | logs | stop) ;;
-  *) refuse "${action:-ACTION}: must be run, logs or stop, see --help." ;;
-esac
+take_action "run logs stop" "$@"
+shift
 parse_flags "name address max_restarts" "dry_run" "$@"
 
 require_flags() {
@@ -120,10 +112,7 @@ run() {
         ;;
     esac
     starts_again "$CODE" || exit "$CODE"
-    restarts=$((restarts + 1))
-    [ "$restarts" -le "$max_restarts" ] ||
-      fail "The run ended with $CODE, after $max_restarts restarts: the same command goes on from here."
-    say "The run ended with $CODE: restart $restarts of at most $max_restarts."
+    count_restart "The run ended with $CODE"
   done
 }
 

@@ -45,16 +45,8 @@ max_restarts=20 retry_s=300 worker=0
 STATE="" HOSTS="" CODE=""
 SOURCE=asympo_run/source # in the home directory of a host
 
-action=${1:-}
-[ $# -eq 0 ] || shift
-case $action in
-  -h | --help)
-    usage
-    exit 0
-    ;;
-  run | create | install | logs | stop | delete) ;;
-  *) refuse "${action:-ACTION}: must be run, create, install, logs, stop or delete, see --help." ;;
-esac
+take_action "run create install logs stop delete" "$@"
+shift
 parse_flags "name zone project type version setup extra max_restarts retry_s worker" \
   "spot dry_run" "$@"
 
@@ -171,10 +163,7 @@ wait_for_hosts() { # sets CODE, empty if the connection or the TPU was lost
 }
 
 again() { # REASON [wait]
-  restarts=$((restarts + 1))
-  [ "$restarts" -le "$max_restarts" ] ||
-    fail "$1, after $max_restarts restarts: the same command goes on from here."
-  say "$1: restart $restarts of at most $max_restarts."
+  count_restart "$1"
   [ $# -eq 1 ] || sleep "$retry_s"
 }
 

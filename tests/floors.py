@@ -31,6 +31,7 @@ ROOMS_OF_FLOOR = {
         "experiment",
         "loops",
         "processes",
+        "actors",
         "warmup_cache",
         "initial",
         "workdirs",
@@ -73,7 +74,7 @@ FLOOR = {room: floor for floor, rooms in ROOMS_OF_FLOOR.items() for room in room
 # Floors 0 to 2 have no threads, processes, sockets, clocks, flags and ConfigDicts.
 IMPURE = {"absl", "asyncio", "concurrent", "ml_collections", "multiprocessing", "socket"}
 IMPURE |= {"subprocess", "threading", "time"}
-TRANSPORTS = ("runtime.local", "runtime.ray")
+TRANSPORTS = ("runtime.local", "runtime.ray", "runtime.ray_cluster")
 STRANGERS = ("runtime.sampler", "runtime.learner")
 # Data sets, vocabularies and checkpoints come from files; other pure modules open none.
 FILE_READERS = ("tasks", "tokenizers", "hf_tokenizer", "models.hf")

@@ -100,6 +100,54 @@ class KillsSampler(Digits):
         return super().reward(prompt, text)
 
 
+class DiesInActor(Digits):
+    """Kills the first actor of Ray that grades a second lease; no other process may know of Ray.
+
+    It leaves in $DIED_AT where the processes of the Ray cluster listen, and their commands.
+    """
+
+    calls = 0
+
+    def reward(self, prompt, text):
+        main = getattr(sys.modules["__main__"], "__file__", "")
+        if not main.endswith("default_worker.py"):
+            assert "ray" not in sys.modules
+            return super().reward(prompt, text)
+        self.calls += 1
+        noted = pathlib.Path(os.environ["DIED_AT"])
+        if self.calls == 20 and not (noted / "listening").exists():
+            listening, commands = of_cluster()
+            (noted / "commands").write_text("\n".join(commands))
+            (noted / "listening").write_text("\n".join(listening))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().reward(prompt, text)
+
+
+def of_cluster() -> tuple[list[str], list[str]]:
+    """Where the processes that have this one's token, and who started them, listen; commands."""
+    token, pids = os.environ["RAY_AUTH_TOKEN"].encode(), set()
+    for entry in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            if token in (entry / "environ").read_bytes():
+                pids |= {entry.name, (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]}
+        except OSError:
+            continue
+    inodes, commands = set(), []
+    for pid in pids:
+        try:
+            commands.append((pathlib.Path("/proc") / pid / "cmdline").read_text())
+            links = [os.readlink(link) for link in (pathlib.Path("/proc") / pid / "fd").iterdir()]
+        except OSError:
+            continue
+        inodes |= {link[8:-1] for link in links if link.startswith("socket:[")}
+    lines = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in pathlib.Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    ]
+    return [line[1] for line in lines if line[3] == "0A" and line[9] in inodes], commands
+
+
 class DiesInTurn(Digits):
     """Kills its sampler at the moments of $DIES_AT, one after the other, each once.
 

@@ -32,7 +32,11 @@ WRONG = [
     (dict(lag=16, queue__capacity=31), ["queue.capacity=31", "at least 32"]),
     (dict(order="random"), ["order='random'", "ticket", "completion"]),
     (dict(order="completion", runtime__name="sync"), ["order='completion'", "sync"]),
-    (dict(runtime__name="ray"), ["runtime.name='ray'", "local", "sync"]),
+    (dict(runtime__name="slurm"), ["runtime.name='slurm'", "local", "ray", "sync"]),
+    (
+        dict(runtime__name="ray", sampler__platform="cuda", sampler__visible_devices="0"),
+        ["sampler.visible_devices='0' with runtime.name='ray'", "must be empty"],
+    ),
     (dict(learner__micro_batch=7), ["learner.micro_batch=7", "256"]),
     (dict(learner__fsdp=0), ["learner.fsdp=0", "at least 1"]),
     (dict(learner__data=3), ["learner.data=3", "learner.fsdp=1", "8 rows", "learner.micro_batch"]),

@@ -163,9 +163,12 @@ def test_no_pod_has_more_rights_than_it_needs(name: str):
 def test_a_ray_cluster_needs_a_token_and_its_dashboard_listens_on_the_loopback():
     spec = load_manifest("ray_cluster.yaml")["spec"]
     assert spec["authOptions"] == {"mode": "token"}
-    assert spec["headGroupSpec"]["rayStartParams"] == {"dashboard-host": "127.0.0.1"}
+    assert spec["headGroupSpec"]["rayStartParams"] == {
+        "dashboard-host": "127.0.0.1",
+        **{"num-cpus": "0", "num-gpus": "0"},  # they are the learner's
+    }
     assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
-    assert tuple(map(int, spec["rayVersion"].split("."))) >= (2, 52, 0)  # the first with tokens
+    assert tuple(map(int, spec["rayVersion"].split("."))) >= (2, 60, 0)  # as the extra
 
 
 def test_no_launch_file_has_a_secret_or_listens_for_others():

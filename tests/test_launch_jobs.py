@@ -259,7 +259,7 @@ def test_a_dry_run_prints_the_commands_and_runs_none(
         (["local.sh", "--extra=tpu,", "--", "--workdir=x"], "--extra=tpu,"),
         (["slurm.sbatch", "--", "--workdir=runs/a"], "--workdir=runs/a"),
         (["slurm.sbatch", "--max_restarts=-1"], "--max_restarts=-1"),
-        (["ray_job.sh"], "must be run, logs or stop"),
+        (["ray_job.sh"], "must be one of run, logs, stop"),
         (["ray_job.sh", "run", "--name=a b"], "--name=a b"),
     ],
 )

@@ -138,6 +138,10 @@ class SnapshotStore:
         """The files that a reader of a version needs, those of its base included."""
         return (self._paths(None) if self._has_base else []) + self._paths(version)
 
+    def files(self, version: int) -> list[pathlib.Path]:
+        """The files that a reader of a version needs, that of its base included."""
+        return [self._path(None)] * self._has_base + [self._path(version)]
+
     def remove(self) -> None:
         """Deletes the directory."""
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -194,10 +198,7 @@ def make_snapshot_directory(parent: str | None, run_id: str) -> tuple[pathlib.Pa
         parent: where to make it; None for the RAM disk, or the temporary directory without one.
         run_id: becomes part of its name.
     """
-    if parent is None:
-        parent = str(_RAM_DISK) if os.access(_RAM_DISK, os.W_OK) else tempfile.gettempdir()
-    for other in pathlib.Path(parent).glob(f"{_PREFIX}*"):
-        remove_if_unused(other)
+    parent = remove_unused(parent)
     while True:
         directory = pathlib.Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{run_id}-", dir=parent))
         # Another run that starts may take it for unused before it is locked.
@@ -207,6 +208,15 @@ def make_snapshot_directory(parent: str | None, run_id: str) -> tuple[pathlib.Pa
             if (directory / _LOCK).exists():
                 return directory, lock
             lock.close()
+
+
+def remove_unused(parent: str | None) -> str:
+    """Removes what killed runs left in `parent`, of `make_snapshot_directory`; returns its path."""
+    if parent is None:
+        parent = str(_RAM_DISK) if os.access(_RAM_DISK, os.W_OK) else tempfile.gettempdir()
+    for directory in pathlib.Path(parent).glob(f"{_PREFIX}*"):
+        remove_if_unused(directory)
+    return parent
 
 
 def remove_if_unused(directory: pathlib.Path) -> bool:

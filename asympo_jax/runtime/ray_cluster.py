@@ -1,0 +1,230 @@
+"""The Ray cluster of a run: the one that RAY_ADDRESS names, or one of its own on the loopback.
+
+Ray runs whatever reaches it, so a cluster that asks for no token, or shows its dashboard to others,
+is refused before it gets anything to run. Ray reads the environment when it is imported, which is
+why nothing here imports it earlier.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import ipaddress
+import logging
+import os
+import pathlib
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_ADDRESS, _MODE, _TOKEN = "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
+_TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
+# What Ray does by itself on desktop systems: a node that has the address of the loopback, where
+# its processes then listen.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+_PROBE_S = 120.0
+_STARTS = 3  # of a cluster of its own: Ray gives it 30 s each time, few on a busy machine
+
+
+class ClusterRefused(Exception):
+    """A cluster that others could use."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """A cluster that this process has joined.
+
+    Attributes:
+        node_id: Ray's name of the node where this process is.
+        directory: of a cluster of its own; None for another's.
+    """
+
+    node_id: str
+    directory: pathlib.Path | None
+
+    def leave(self) -> None:
+        """Leaves the cluster, and ends one of its own."""
+        _shut_down()
+        if self.directory is not None:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def is_installed() -> bool:
+    """Whether there is a Ray to import."""
+    return importlib.util.find_spec("ray") is not None
+
+
+def check_environment(environ: Mapping[str, str] = os.environ) -> None:
+    """Refuses what can be seen to be wrong before Ray is imported.
+
+    Raises:
+        ValueError: Ray is not installed, or the environment names a cluster without its token.
+    """
+    if not is_installed():
+        raise ValueError(
+            "runtime.name='ray': needs the package ray, which is not installed: run pip install "
+            "'asympo_jax[ray]'"
+        )
+    address, mode = environ.get(_ADDRESS, ""), environ.get(_MODE)
+    if (mode or "").lower() != "token" and (address or mode is not None):
+        raise ValueError(
+            f"{_MODE}={mode or ''!r} with runtime.name='ray': must be 'token', here and on the "
+            "cluster, as a cluster without tokens runs what anybody sends it"
+        )
+    if "://" in address:
+        raise ValueError(
+            f"{_ADDRESS}={address!r} with runtime.name='ray': must be HOST:PORT of the cluster, or "
+            "'auto' on one of its nodes"
+        )
+    path = environ.get(_TOKEN_PATH) or pathlib.Path.home() / ".ray" / "auth_token"
+    if address and not environ.get(_TOKEN) and not os.access(path, os.R_OK):
+        raise ValueError(
+            f"{_TOKEN_PATH}={environ.get(_TOKEN_PATH, '')!r} with {_ADDRESS}={address!r}: there is "
+            "no token, it must name a file that has the cluster's"
+        )
+
+
+def join(num_cpus: float) -> Cluster:
+    """Joins the cluster that RAY_ADDRESS names; without one, starts one here.
+
+    Called in the main thread, in a process that has not imported Ray.
+
+    Args:
+        num_cpus: that one of its own says it has: what the samplers ask for.
+
+    Raises:
+        ClusterRefused: others could use it.
+        ConnectionError: it cannot be joined.
+    """
+    address = os.environ.get(_ADDRESS)
+    if address:
+        _require_token()
+        directory, given = None, {"address": address}
+    else:
+        _prepare_own()
+        directory = pathlib.Path(tempfile.mkdtemp(prefix="asympo-ray-"))
+        given = {"address": "local", "num_cpus": int(num_cpus), "include_dashboard": False}
+        given["_temp_dir"] = str(directory)
+    with contextlib.ExitStack() as stack:
+        if directory is not None:
+            stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        stack.callback(_shut_down)  # also of what is half begun
+        with _own_handlers():
+            context = _init(given, address)
+        _require_loopback(context.address_info, address)
+        stack.pop_all()
+    return Cluster(context.address_info["node_id"], directory)
+
+
+def _init(given: Mapping[str, Any], address: str | None) -> Any:
+    """Joins or starts a cluster; what Ray says of it.
+
+    Raises:
+        ConnectionError: that fails.
+    """
+    import ray
+
+    for starts_left in range(0 if address else _STARTS - 1, -1, -1):
+        try:
+            # What samplers print stays on their nodes: Ray would mix in logs of other programs.
+            return ray.init(**given, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:  # Ray raises the bare class, too
+            ray.shutdown()
+            if not starts_left:
+                words = f"the Ray cluster {address or 'of this run'}: {error}"
+                raise ConnectionError(words) from error
+
+
+def _shut_down() -> None:
+    """Leaves the cluster, and ends one that this process has started."""
+    import ray
+
+    ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Within it Ray may start processes; SIGTERM, which Ray then answers, is as before after it."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with warnings.catch_warnings():
+            # jax warns of each fork; a process of Ray's sets its signals and becomes a program.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _prepare_own() -> None:
+    """Sets what Ray reads when it is imported: a token of this process, and the loopback.
+
+    Raises:
+        ClusterRefused: it was imported before.
+    """
+    if "ray" not in sys.modules:
+        os.environ.update({_MODE: "token", _TOKEN: secrets.token_hex(32), **_LOOPBACK})
+    elif any(os.environ.get(name) != value for name, value in _LOOPBACK.items()):
+        raise ClusterRefused(
+            "the Ray cluster of this run: ray was imported before the run began, so that it would "
+            "listen for others; import it in the task's methods, and not with its module"
+        )
+
+
+def _require_token() -> None:
+    """Refuses a cluster that answers who has no token.
+
+    Raises:
+        ClusterRefused: it does.
+        ConnectionError: it does not answer at all.
+    """
+    stranger = {name: value for name, value in os.environ.items() if name != _TOKEN}
+    stranger |= {_MODE: "disabled", _TOKEN_PATH: os.devnull}
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status"]
+    try:
+        asked = subprocess.run(
+            command, env=stranger, capture_output=True, text=True, timeout=_PROBE_S
+        )
+    except subprocess.TimeoutExpired as error:
+        words = f"no answer within {_PROBE_S:.0f} s"
+        raise ConnectionError(f"the Ray cluster {os.environ[_ADDRESS]}: {words}") from error
+    if asked.returncode == 0:
+        raise ClusterRefused(
+            f"the Ray cluster {os.environ[_ADDRESS]}: it answers who has no token; start all of "
+            f"its nodes with {_MODE}=token"
+        )
+    if "AuthenticationError" not in asked.stderr:
+        last = (asked.stderr.strip().splitlines() or ["it does not answer"])[-1]
+        raise ConnectionError(f"the Ray cluster {os.environ[_ADDRESS]}: {last}")
+
+
+def _require_loopback(found: Mapping[str, Any], address: str | None) -> None:
+    """Refuses a dashboard, and a node of a cluster of its own, that are not on the loopback.
+
+    Raises:
+        ClusterRefused: naming the address.
+    """
+    dashboard = str(found.get("webui_url") or "")
+    if dashboard and not _is_loopback(dashboard.rsplit(":", 1)[0]):
+        raise ClusterRefused(
+            f"the Ray cluster {address or 'of this run'}: its dashboard is at {dashboard}, where "
+            "others reach it; start its head with --dashboard-host=127.0.0.1"
+        )
+    node = str(found["node_ip_address"])
+    if not address and not _is_loopback(node):
+        raise ClusterRefused(
+            f"the Ray cluster of this run: it listens at {node}, where others reach it, must be on "
+            "the loopback"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether an address is one of this machine's alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
