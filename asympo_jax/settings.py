@@ -1,6 +1,8 @@
 """A resolved experiment: what a config comes to when every field was checked."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -104,3 +106,9 @@ class ExperimentConfig:
             )
         if self.max_restarts < 0:
             raise ValueError(f"runtime.max_restarts={self.max_restarts}: must be at least 0")
+
+    @property
+    def sha256(self) -> str:
+        """Of all fields, to compare what processes were started with."""
+        text = json.dumps(self.source, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
