@@ -96,8 +96,7 @@ class Hosts:
 
     def watch(self) -> None:
         """From now on this process ends if another one does."""
-        look = self._look_at_first if self.index else self._look_at_others
-        threading.Thread(target=look, name="hosts", daemon=True).start()
+        threading.Thread(target=self._look, name="hosts", daemon=True).start()
 
     def tell(self, code: int, words: str) -> None:
         """Tells the first process how this one ends, or with 75 that it was asked to."""
@@ -132,9 +131,19 @@ class Hosts:
         """Waits until another process would be missed, in which case this one is gone."""
         self._over.wait(_SILENT_S + 2 * _BEAT_S)
 
+    def _look(self) -> None:
+        """Watches until the end."""
+        try:
+            (self._look_at_first if self.index else self._look_at_others)()
+        except jax.errors.JaxRuntimeError:
+            if not self._over.is_set():
+                interrupts.leave("process 0 is gone; the same command carries on", STOPPED)
+
     def _look_at_others(self) -> None:
         """What the first process watches."""
-        heard = dict.fromkeys(range(1, self.count), ("", time.monotonic()))
+        heard: dict[int, tuple[str, float]] = {
+            i: ("", time.monotonic()) for i in range(1, self.count)
+        }
         while not self._over.is_set():
             if (told := self._waited_for(_TOLD)) is not None:
                 i, code, words = json.loads(told)
@@ -156,14 +165,9 @@ class Hosts:
         number = 0
         while not self._over.is_set():
             number += 1
-            try:
-                key = f"{_BEAT}{self.index}"
-                self._client.key_value_set(key, str(number), allow_overwrite=True)
-                end = self._waited_for(_END)
-            except jax.errors.JaxRuntimeError:
-                if not self._over.is_set():
-                    interrupts.leave("process 0 is gone; the same command carries on", STOPPED)
-                return
+            key = f"{_BEAT}{self.index}"
+            self._client.key_value_set(key, str(number), allow_overwrite=True)
+            end = self._waited_for(_END)
             # The main thread hears of it, too, unless it is in a program that never ends.
             if end is not None and not self._over.wait(_GONE_S):
                 code, words = json.loads(end)

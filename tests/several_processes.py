@@ -90,6 +90,17 @@ def asked(update: int) -> Callable[[], None]:
     return functools.partial(_wait_at, update)
 
 
+def killed(update: int) -> Callable[[], None]:
+    """Makes process 0 kill itself at the batch of an update."""
+    return functools.partial(_kill_at, update)
+
+
+def _kill_at(update: int) -> None:
+    from asympo_jax.runtime import learner
+
+    _at_batch(learner, update, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
 def _wait_at(update: int) -> None:
     from asympo_jax import interrupts
     from asympo_jax.runtime import learner

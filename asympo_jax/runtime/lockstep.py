@@ -39,7 +39,7 @@ class KeyValueStore(Protocol):
         ...
 
 
-def is_late(error: jax.errors.JaxRuntimeError) -> bool:
+def is_late(error: Exception) -> bool:
     """Whether a wait on the store was over without the key, and nothing broke."""
     return "DEADLINE_EXCEEDED" in str(error)
 
