@@ -43,15 +43,24 @@ def of_one(section: _Placed) -> tuple[str, ...]:
     return _split(section.visible_devices)
 
 
-def start_learner(learner: LearnerConfig) -> None:
+def start_learner(learner: LearnerConfig, num_processes: int = 1) -> None:
     """Gives this process the learner's devices and starts jax on them.
+
+    Args:
+        learner: its section.
+        num_processes: of `jax.distributed`, each of which needs an equal share of the devices.
 
     Raises:
         NoDevice: they are not there, or not as many.
     """
     num_devices = learner.mesh.num_devices
     named = of_one(learner)
-    placement.start_backend("learner.platform", learner.platform, num_devices, named)
+    if named and num_processes > 1 and learner.platform == "tpu":
+        raise placement.NoDevice(
+            f"learner.visible_devices={learner.visible_devices!r}: goes with one process, and here "
+            f"are {num_processes}; must be empty"
+        )
+    placement.start_backend("learner.platform", learner.platform, num_devices, named, num_processes)
 
 
 def check(learner: LearnerConfig, sampler: SamplerConfig, evaluation: EvalConfig) -> None:

@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from asympo_jax.endings import INTERRUPTED, STOPPED, TERMINATED
 
@@ -127,6 +128,18 @@ def is_asked() -> bool:
     return _ending.asked
 
 
+def ask() -> None:
+    """Asks the work to come to its end, as SIGTERM does, for another process that got one.
+
+    It counts as no signal: a scheduler that signals all processes may be later here.
+    """
+    if _ending.ask is None:
+        _ending.received.append(Terminated)  # raised where the work says that it is safe
+    elif not _ending.asked:
+        _ending.asked = True
+        _ending.ask()
+
+
 def is_saved() -> bool:
     """Whether a process that is ended now loses nothing."""
     return _ending.saved
@@ -181,9 +194,14 @@ def _watch(heard: int, end_s: float, advice: str) -> None:
 
 
 def _leave(number: int, is_saved: bool, words: str) -> None:
-    """Cleans up and ends the process, whatever its other threads are at."""
+    """Ends the process as a signal wants it."""
     is_interrupt = number == signal.SIGINT
     code = INTERRUPTED if is_interrupt else STOPPED if is_saved else TERMINATED
+    leave(f"{'interrupted' if is_interrupt else 'terminated'} {words}", code)
+
+
+def leave(words: str, code: int) -> NoReturn:
+    """Cleans up and ends the process, whatever its other threads are at."""
     last_resort = threading.Timer(_LEAVE_S, os._exit, (code,))
     last_resort.daemon = True
     with contextlib.suppress(RuntimeError):  # no room for a thread
@@ -191,7 +209,6 @@ def _leave(number: int, is_saved: bool, words: str) -> None:
     for clean in list(_ending.cleaning):
         with contextlib.suppress(Exception):
             clean()
-    words = f"error: {'interrupted' if is_interrupt else 'terminated'} {words}\n"
     with contextlib.suppress(OSError):
-        os.write(2, words.encode())
+        os.write(2, f"error: {' '.join(words.split())}\n".encode())
     os._exit(code)

@@ -7,13 +7,21 @@ from collections.abc import Callable, Sequence
 import jax
 
 from asympo_jax import experiment, interrupts
-from asympo_jax.learning import TrainState, make_optimizer, make_sign_gradients, make_train_step
+from asympo_jax.learning import (
+    Packed,
+    TrainState,
+    make_optimizer,
+    make_sign_gradients,
+    make_train_step,
+)
 from asympo_jax.progress import Answer, Progress, say
+from asympo_jax.runtime import wire
 from asympo_jax.runtime.batches import BatchRecorder
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.compilation import Compilations, make_step_watch
 from asympo_jax.runtime.evaluations import EvaluationLog
 from asympo_jax.runtime.learner import Cadence, Learner
+from asympo_jax.runtime.lockstep import Lockstep
 from asympo_jax.runtime.metrics import MetricsWriter
 from asympo_jax.runtime.pipeline import PipelineMeter
 from asympo_jax.runtime.publisher import Publisher
@@ -25,6 +33,7 @@ from asympo_jax.runtime.wandb_log import WandbLog
 from asympo_jax.settings import ExperimentConfig
 from asympo_jax.tokenizers import Tokenizer
 from asympo_jax.types import Group
+from asympo_jax.warmup_cache import num_positions
 
 _STEP = "jit(update_step)"  # what jax calls the learner's step
 
@@ -76,13 +85,15 @@ def make_learner(
     save: Callable[[TrainState], None],
     check_saved: Callable[[], None] = lambda: None,
     mesh: jax.sharding.Mesh | None = None,
+    lockstep: Lockstep | None = None,
 ) -> Learner:
     """The learner's loop with everything that it needs; where there is one process, it samples.
 
     `check_saved` is called after each update: a checkpoint that could not be written is told then,
-    and not when the next one is due. The step runs on `mesh`; without one, on one device.
+    and not when the next one is due. The step runs on `mesh`; without one, on one device. What it
+    is given is announced to other processes by `lockstep`.
     """
-    model = dataclasses.replace(parts.model, remat=config.learner.remat, mesh=mesh)
+    step, sign_gradients = make_programs(config, parts, mesh)
     in_process = config.runtime_name == "sync"
 
     cadence = SaveCadence(config.checkpoint.every_updates, config.checkpoint.every_s)
@@ -95,17 +106,20 @@ def make_learner(
         interrupts.raise_if_received()
         progress.update(update, metrics, lambda: _last_answer(groups, parts.task.tokenizer))
 
+    def announce(groups: Sequence[Group], is_halved: bool) -> None:
+        if lockstep is not None:
+            fields = [wire.group_fields(group) for group in groups]
+            lockstep.announce("update", groups=fields, is_halved=is_halved)
+
     return Learner(
-        step=make_train_step(
-            model, config.objective, make_optimizer(config.optimizer), config.step
-        ),
-        sign_gradients=make_sign_gradients(model, config.objective, config.step),
+        step=step,
+        sign_gradients=sign_gradients,
         broker=broker,
         store=store,
         pacing=config.pacing,
         prompts_per_update=config.prompts_per_update,
         group_size=config.group_size,
-        num_positions=config.sampler.max_prompt_tokens + config.sampler.max_response_tokens,
+        num_positions=num_positions(config),
         tokenizer=parts.task.tokenizer,
         alarm=RewardAlarm(config.reward.max_failed_share, parts.task.tokenizer),
         publisher=publisher,
@@ -119,8 +133,19 @@ def make_learner(
         is_save_due=is_save_due,
         save=save,
         show=show,
+        announce=announce,
         compiled=make_step_watch(compilations, _STEP, say),
     )
+
+
+def make_programs(
+    config: ExperimentConfig, parts: experiment.Parts, mesh: jax.sharding.Mesh | None
+) -> tuple[Packed, Packed]:
+    """The learner's step, and what gives the halves of a gradient, on a mesh or one device."""
+    model = dataclasses.replace(parts.model, remat=config.learner.remat, mesh=mesh)
+    optimizer = make_optimizer(config.optimizer)
+    step = make_train_step(model, config.objective, optimizer, config.step)
+    return step, make_sign_gradients(model, config.objective, config.step)
 
 
 def _last_answer(groups: Sequence[Group], tokenizer: Tokenizer) -> Answer | None:

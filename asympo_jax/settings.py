@@ -1,6 +1,8 @@
 """A resolved experiment: what a config comes to when every field was checked."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -118,3 +120,9 @@ class ExperimentConfig:
         self.log.check_installed()
         if self.runtime_name == "ray":
             ray_cluster.check_environment()
+
+    @property
+    def sha256(self) -> str:
+        """Of all fields, to compare what processes were started with."""
+        text = json.dumps(self.source, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -3,34 +3,83 @@
 The same command on the same workdir carries on where it stopped. SIGTERM saves, then stops.
 Exit codes: 0 done · 1 the run failed, the last line says why · 2 wrong input, nothing was started ·
 3 numbers are no longer finite, as they would be again · 75 asked to stop, and everything is saved,
-or another run has the workdir · 130 interrupted · 143 terminated before it could save.
-docs/faults.md says what to do after each.
+or another run has the workdir, or one of several processes is missing · 130 interrupted ·
+143 terminated before it could save. docs/faults.md says what to do after each.
+
+With --distributed the same command on several hosts is one run: docs/sharding.md.
 """
 
 from absl import flags
 
-from asympo_jax import command, training
+from asympo_jax import command, following, hosts, training
 from asympo_jax.config import resolve
 from asympo_jax.progress import say
+
+_TIMEOUT_S = 300.0
 
 _CONFIG = command.define_config_flag()
 flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    None,
+    "Train together with the processes that the same command starts on other hosts; Cloud TPU VMs, "
+    "Slurm and GKE tell where they are, elsewhere the next three flags do.",
+)
+_ADDRESS = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, where all processes meet."
+)
+_COUNT = flags.DEFINE_integer("num_processes", None, "How many processes train together.")
+_INDEX = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.")
+_TIMEOUT = flags.DEFINE_float(
+    "initialization_timeout_s", None, f"Seconds to wait for all of them; {_TIMEOUT_S:g}."
+)
 
 
 def main() -> None:
     """Checks the config, runs the experiment, says what came out."""
     with command.refusals():
         workdir = command.directory(_WORKDIR)
-        prepared = training.prepare(resolve(_CONFIG.value), workdir)
-    if prepared.result is not None:
-        say(f"{workdir}: already complete")
-    result = prepared.run()
+        config, cluster = resolve(_CONFIG.value), _cluster()
+    with hosts.joined(cluster) as joined:
+        with command.refusals():
+            config.learner.mesh.check_processes(joined.count)
+        if joined.index:
+            with command.refusals():
+                following.follow(config, workdir, joined)
+            return
+        with command.refusals():
+            prepared = training.prepare(config, workdir)
+        if prepared.result is not None:
+            say(f"{workdir}: already complete")
+        result = prepared.run(joined)
     command.tell(
         f"{workdir}: {result['updates']} updates, accuracy {result['eval/accuracy']:.3f} sampled, "
         f"{result['eval/accuracy_greedy']:.3f} greedy, "
         f"parameters_sha256 {result['parameters_sha256'][:16]}…, {result['wall_s']:.0f} s\n"
     )
+
+
+def _cluster() -> hosts.Cluster | None:
+    """Where the other processes are; None if there are none.
+
+    Raises:
+        ValueError: the flags contradict each other.
+    """
+    given = {
+        "coordinator_address": _ADDRESS.value,
+        "num_processes": _COUNT.value,
+        "process_id": _INDEX.value,
+        "initialization_timeout_s": _TIMEOUT.value,
+    }
+    names = [f"--{name}" for name, value in given.items() if value is not None]
+    is_wanted = _DISTRIBUTED.value or (_DISTRIBUTED.value is None and _ADDRESS.value is not None)
+    if not is_wanted:
+        if names:
+            raise ValueError(f"{names[0]}: is for several processes, add --distributed")
+        return None
+    timeout_s = _TIMEOUT_S if _TIMEOUT.value is None else _TIMEOUT.value
+    return hosts.Cluster(_ADDRESS.value, _COUNT.value, _INDEX.value, timeout_s)
 
 
 if __name__ == "__main__":

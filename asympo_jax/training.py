@@ -15,9 +15,10 @@ from typing import IO, Any
 
 import jax
 
-from asympo_jax import devices, environment, experiment, interrupts, live, states, workdirs
+from asympo_jax import beginning, environment, experiment, interrupts, live, states, workdirs
 from asympo_jax.endings import Diverged, RunFailed, Stopped, failures
-from asympo_jax.initial import check_initial, initial_params
+from asympo_jax.hosts import ALONE, Hosts
+from asympo_jax.initial import check_initial
 from asympo_jax.learning import TrainState
 from asympo_jax.loops import cadence_of, make_learner, make_publisher, make_writer
 from asympo_jax.processes import Launcher
@@ -26,7 +27,7 @@ from asympo_jax.runtime import placement
 from asympo_jax.runtime.admission import Admission
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.checkpoint import Checkpointer, CheckpointRefused
-from asympo_jax.runtime.compilation import Compilations, keep_compiled
+from asympo_jax.runtime.compilation import Compilations
 from asympo_jax.runtime.evaluations import (
     EvaluationLog,
     Evaluations,
@@ -78,8 +79,11 @@ class Prepared:
     result: dict[str, Any] | None
     lock: IO[str]
 
-    def run(self) -> dict[str, Any]:
+    def run(self, hosts: Hosts = ALONE) -> dict[str, Any]:
         """Trains, or carries on, until `num_updates`; returns what `result.json` then holds.
+
+        Args:
+            hosts: this process, the first one, among those that train.
 
         Raises:
             RunFailed: the run broke; the message names the first cause.
@@ -91,11 +95,8 @@ class Prepared:
         all_cores = placement.available_cores()
         learner_cores, _ = placement.split_cores(all_cores)
         placement.pin(learner_cores)
-        keep_compiled(self.config.compilation_cache)
-        try:
-            devices.start_learner(self.config.learner)
-        except placement.NoDevice as error:
-            raise RunFailed(str(error)) from error
+        hosts.lockstep.announce("begin", config=self.config.sha256)
+        mesh = beginning.start_learner(self.config, hosts.count)
         environment.record(self.workdir, environment.describe(placement.device_kinds()), say)
         run_id = uuid.uuid4().hex[:12]
         with contextlib.ExitStack() as stack:
@@ -106,8 +107,7 @@ class Prepared:
                 stack.callback(remove)
                 stack.enter_context(interrupts.cleaning(remove))
             store = SnapshotStore(directory, run_id, self.config.sampler.params_dtype)
-            mesh = self.config.learner.mesh.make()
-            run = _Run(self.config, self.parts, self.workdir, store, run_id, mesh)
+            run = _Run(self.config, self.parts, self.workdir, store, run_id, mesh, hosts)
             try:
                 with failures(*_CAUSES):
                     result = run.train(all_cores)
@@ -158,6 +158,7 @@ class _Run:
     store: SnapshotStore
     run_id: str
     mesh: jax.sharding.Mesh | None = None
+    hosts: Hosts = ALONE
 
     @property
     def admission(self) -> Admission:
@@ -169,9 +170,7 @@ class _Run:
         config, compilations = self.config, Compilations()
         # Left in the reverse order: the broker is closed first, then those who wait for it end.
         with contextlib.ExitStack() as stack:
-            checkpointer = Checkpointer(
-                self.workdir, config.checkpoint.keep, is_owner=True, stall_s=config.stall_s
-            )
+            checkpointer = beginning.open_checkpoints(config, self.workdir, self.hosts.count)
             stack.callback(checkpointer.close)
             broker = Broker(
                 config.pacing,
@@ -201,12 +200,13 @@ class _Run:
                 needed = config.pacing.versions_to_resume(int(state.update))
                 needed.update(evaluations.outstanding())
                 given = (*broker.unsettled(), self.run_id, self.store, needed)
+                self.hosts.lockstep.announce("save")
                 checkpointer.save(state, *given, publisher.skipped)
 
             stack.callback(publisher.close, _STOP_TIMEOUT_S)
             learner = make_learner(
                 config, self.parts, self.store, broker, publisher, writer, progress, log,
-                compilations, save, checkpointer.check, self.mesh,
+                compilations, save, checkpointer.check, self.mesh, self.hosts.lockstep,
             )  # fmt: skip
             with interrupts.asking(broker.close, config.checkpoint.grace_s):
                 state = learner.run(state)
@@ -230,6 +230,7 @@ class _Run:
                 f"stopped as asked after update {update} of {self.config.pacing.num_updates}, "
                 "which is saved; the same command carries on"
             ) from asked
+        self.hosts.lockstep.announce("hash")
         result = {
             "objective": self.config.objective.name,
             "parameters_sha256": parameters_sha256(state.params),
@@ -256,7 +257,8 @@ class _Run:
             samplers = launcher.start_samplers(broker, max_bytes)
             stack.callback(samplers.stop, _STOP_TIMEOUT_S)
         if not config.eval.process:
-            return EvaluationsHere(experiment.make_evaluate(config, self.parts))
+            read = self.store.read_policy if self.hosts.count > 1 else None
+            return EvaluationsHere(experiment.make_evaluate(config, self.parts), read)
         evaluator = launcher.start_evaluator()
         stack.callback(evaluator.stop)
         return evaluator
@@ -278,23 +280,19 @@ class _Run:
 
     def _first_state(self, checkpointer: Checkpointer, broker: Broker) -> tuple[TrainState, int]:
         """The state to go on from, whose snapshots are written; updates skipped in a row before."""
-        config, parts = self.config, self.parts
-        if checkpointer.latest() is not None:
-            like = states.state_like(config, parts, self.workdir, checkpointer, self.mesh)
+        config, latest = self.config, checkpointer.latest()
+        self.hosts.lockstep.announce("state", update=-1 if latest is None else latest)
+        if latest is not None:
+            like = states.state_like(config, self.parts, self.workdir, checkpointer, self.mesh)
             restored = checkpointer.restore(like, config.pacing.prompts_per_update)
-            self.store.write_base(restored.state.base)
-            for version, params in restored.snapshots.items():
-                self.store.write(version, params)
+            beginning.publish(self.store, restored.state.base, restored.snapshots)
             return restored.state, restored.skipped
 
         def check() -> None:
             interrupts.raise_if_received()
             broker.raise_if_closed()
 
-        # Only reading finds some of what is wrong with a Hugging Face directory.
-        with failures(ValueError) if config.hf_dir else contextlib.nullcontext():
-            params = initial_params(config, parts, self.workdir, check, self.mesh)
-        state = states.first_state(config, parts, params, self.mesh)
-        self.store.write_base(state.base)
-        self.store.write(0, state.params)
+        lockstep = self.hosts.lockstep
+        state = beginning.first_state(config, self.parts, self.workdir, check, self.mesh, lockstep)
+        beginning.publish(self.store, state.base, {0: state.params})
         return state, 0

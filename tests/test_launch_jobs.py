@@ -120,9 +120,6 @@ def test_the_processes_of_a_job_find_each_other_and_have_the_devices_of_their_no
     assert jobs.calls_with("devices") == ["devices 0,1,2,3"]
 
 
-# TODO(7): two processes with faked SLURM_* variables, once several hosts can train.
-
-
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 75, 134, 137, 143])
 def test_a_job_goes_back_to_the_queue_after_the_exit_codes_that_say_so(jobs: Jobs, code: int):
     assert jobs.batch(STEP_CODE=str(code)).returncode == code

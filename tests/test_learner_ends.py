@@ -63,7 +63,8 @@ class Case:
             meter=types.SimpleNamespace(add=lambda one: None, metrics=dict), in_step=False,
             stall_s=PATIENCE_S, cadence=Cadence(0, 0, 0, 0), writer=self.writer,
             sample=self.sample, evaluations=self.evaluations, is_save_due=lambda version: False,
-            save=self.save, show=lambda *_: None, compiled=lambda version: {},
+            save=self.save, show=lambda *_: None, announce=lambda *_: None,
+            compiled=lambda version: {},
         )  # fmt: skip
         self.learner = Learner(**given)
         self.breaks = lambda: None

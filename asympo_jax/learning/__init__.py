@@ -9,7 +9,7 @@ from asympo_jax.learning.train_state import (
     init_state,
     state_from_params,
 )
-from asympo_jax.learning.train_step import make_sign_gradients, make_train_step
+from asympo_jax.learning.train_step import Packed, make_sign_gradients, make_train_step
 from asympo_jax.learning.warmup import (
     WarmupConfig,
     demonstration_batches,
@@ -19,6 +19,7 @@ from asympo_jax.learning.warmup import (
 
 __all__ = [
     "OptimizerConfig",
+    "Packed",
     "PackedBatch",
     "Packing",
     "StepConfig",

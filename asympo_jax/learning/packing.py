@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from asympo_jax.models import row_sharding
+from asympo_jax.models import put, row_sharding
 from asympo_jax.types import Batch
 
 
@@ -140,7 +140,7 @@ def pack(packing: Packing, batch: Batch) -> PackedBatch:
 
 def spread(mesh: jax.sharding.Mesh, packed: PackedBatch) -> PackedBatch:
     """The batch on a mesh: each device has its own rows, and its share of the responses."""
-    return jax.tree.map(_put, shardings_of_packed(mesh, packed), packed)
+    return jax.tree.map(put, shardings_of_packed(mesh, packed), packed)
 
 
 def shardings_of_packed(mesh: jax.sharding.Mesh, packed: PackedBatch) -> PackedBatch:
@@ -159,12 +159,6 @@ def shardings_of_packed(mesh: jax.sharding.Mesh, packed: PackedBatch) -> PackedB
         first_B=by_response,
         place_B=by_response,
     )
-
-
-def _put(sharding: jax.sharding.Sharding, x: Any) -> jax.Array:
-    """What is on the host, on the devices; each process has all of it and puts its own part."""
-    x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
 
 
 def _by_prompt(

@@ -16,8 +16,10 @@ from asympo_jax.models.rope import LinearScaling, Llama3Scaling
 from asympo_jax.models.rounding import PARAMS_DTYPES, ParamsDtype, rounded
 from asympo_jax.models.sharding import (
     MeshShape,
+    gathered,
     kept_placed,
     placed,
+    put,
     row_sharding,
     sharding_of,
     shardings_of,
@@ -44,6 +46,7 @@ __all__ = [
     "ParamsDtype",
     "check_directory",
     "frozen_base",
+    "gathered",
     "head_logits",
     "head_matrix",
     "hidden_states",
@@ -55,6 +58,7 @@ __all__ = [
     "logits",
     "merge",
     "placed",
+    "put",
     "rounded",
     "row_sharding",
     "save",

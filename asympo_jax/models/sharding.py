@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -83,11 +84,25 @@ class MeshShape:
                     f"{role}.{axis}={parts}: must divide the decoder's {field}, which is {size}"
                 )
 
+    def check_processes(self, count: int) -> None:
+        """Refuses a mesh of which so many processes cannot have equal shares.
+
+        Raises:
+            ValueError: naming the fields, their product and what must divide it.
+        """
+        if self.num_devices % count:
+            raise ValueError(
+                f"learner.data * learner.fsdp * learner.tensor = {self.num_devices}: must be a "
+                f"multiple of the {count} processes, each of which has as many devices of it"
+            )
+
     def make(self) -> Mesh | None:
-        """The mesh of the first devices; None for one device, which needs none."""
+        """The mesh of the first devices of each process; None for one device, which needs none."""
         if self.num_devices == 1:
             return None
-        devices = jax.devices()[: self.num_devices]
+        processes = range(jax.process_count())
+        share = self.num_devices // len(processes)
+        devices = [d for i in processes for d in jax.local_devices(process_index=i)[:share]]
         return jax.make_mesh(self._sizes, AXES, _KINDS, devices=devices)
 
     def without_devices(self) -> AbstractMesh:
@@ -125,8 +140,50 @@ def shardings_of(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
 
 
 def placed(mesh: Mesh | None, tree: Any) -> Any:
-    """The arrays where the table says, one after the other; as they are without a mesh."""
-    return tree if mesh is None else jax.tree.map(jax.device_put, tree, shardings_of(mesh, tree))
+    """The arrays where the table says, one after the other; as they are without a mesh.
+
+    On a mesh of several processes each of them must have the whole tree, or have it placed.
+    """
+    if mesh is None:
+        return tree
+    place = _put_here if mesh.is_multi_process else jax.device_put
+    return jax.tree.map(place, tree, shardings_of(mesh, tree))
+
+
+def put(sharding: jax.sharding.Sharding, x: Any) -> jax.Array:
+    """What is on the host, on the devices; each process has all of it and puts its own part."""
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
+
+def gathered(tree: Any) -> Any:
+    """The arrays with all of their parts in this process; those that have them stay as they are.
+
+    Of arrays on a mesh of several processes a whole copy goes to one device of each, in its turn;
+    all processes must call it for the same arrays in the same order.
+    """
+    return jax.tree.map(_gathered, tree)
+
+
+def _put_here(x: Any, sharding: NamedSharding) -> jax.Array:
+    """An array on a mesh of several processes."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    return put(sharding, x)
+
+
+def _gathered(x: Any) -> Any:
+    """A whole array."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable:
+        return x
+    assert isinstance(x.sharding, NamedSharding), x.sharding
+    everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
+    return jax.jit(_same, out_shardings=everywhere)(x).addressable_data(0)
+
+
+def _same(x: Array) -> Array:
+    """What it is given; with a name, so that it is compiled once."""
+    return x
 
 
 def kept_placed(mesh: Mesh | None, tree: Any) -> Any:

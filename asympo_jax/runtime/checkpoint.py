@@ -15,17 +15,16 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from asympo_jax.learning import TrainState
 from asympo_jax.runtime import wire
 from asympo_jax.runtime.ledger import Ledger
+from asympo_jax.runtime.managers import DELETED, open_manager, open_reader
 from asympo_jax.runtime.saving import Writing
 from asympo_jax.runtime.snapshots import SnapshotStore, parameters_sha256
 from asympo_jax.types import Group
-
-# Orbax renames old checkpoints into it before they are deleted: half of one never has its name.
-_DELETED = ".deleted"
 
 
 class CheckpointRefused(ValueError):
@@ -60,6 +59,8 @@ class Checkpointer:
         is_owner: whether this process has the workdir to itself, and so may remove what a process
             that was killed left half written.
         stall_s: seconds in which one must be written; a disk may hang for ever.
+        num_processes: that save the state together, each its own part of the arrays; what is not
+            the state is of the first one, whatever the others give.
     """
 
     def __init__(
@@ -68,19 +69,13 @@ class Checkpointer:
         keep: int,
         is_owner: bool = False,
         stall_s: float = threading.TIMEOUT_MAX,
+        num_processes: int = 1,
     ):
-        """Opens the directory."""
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            create=True,
-            cleanup_tmp_directories=is_owner,
-            todelete_subdir=_DELETED,
-        )
-        self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(),
-            options=options,
-            item_names=("state", "snapshots", "groups", "run"),
-        )
+        """Opens the directory; of several processes all must, in the same turn."""
+        directory = (workdir / "checkpoints").absolute()
+        self._manager = open_manager(directory, keep, is_owner, num_processes)
+        # Several processes save together, and each reads for itself.
+        self._reader = self._manager if num_processes == 1 else open_reader(directory)
         self._saved_base_sha256: str | None = None  # hashed once, no update changes it
         self._stall_s = stall_s
         if is_owner:
@@ -94,7 +89,7 @@ class Checkpointer:
         ledger: dict,
         groups: Sequence[Group],
         run_id: str,
-        store: SnapshotStore,
+        store: SnapshotStore | None,
         versions: Collection[int],
         skipped: int = 0,
     ) -> None:
@@ -108,7 +103,7 @@ class Checkpointer:
             ledger: of all tickets, as plain data.
             groups: of those that are finished.
             run_id: identity of the run.
-            store: has the snapshots.
+            store: has the snapshots; None where the first process has them.
             versions: of them, those that are saved if they are there.
             skipped: updates in a row, up to this one, that were skipped.
 
@@ -118,8 +113,10 @@ class Checkpointer:
         self.wait()
         if self.latest() == int(state.update):
             return
-        wanted = [version for version in store.versions() if version in versions]
-        snapshots = {str(version): store.read(version) for version in wanted}
+        snapshots: dict[str, Any] = {"none": np.zeros(1)}  # Orbax takes no empty item
+        if store is not None:
+            wanted = [version for version in store.versions() if version in versions]
+            snapshots = {str(version): store.read(version) for version in wanted}
         update = int(state.update)
         if state.base is not None and self._saved_base_sha256 is None:
             self._saved_base_sha256 = parameters_sha256(state.base)
@@ -145,7 +142,7 @@ class Checkpointer:
 
     def _delete(self) -> None:
         """Deletes what has lost its name."""
-        shutil.rmtree(self._manager.directory / _DELETED, ignore_errors=True)
+        shutil.rmtree(self._manager.directory / DELETED, ignore_errors=True)
 
     def latest(self) -> int | None:
         """Update of the newest complete checkpoint, None if there is none."""
@@ -164,7 +161,7 @@ class Checkpointer:
             items: dict[str, Any] = {"run": ocp.args.JsonRestore()}
             if has_groups := (self._manager.directory / str(update) / "groups").exists():
                 items["groups"] = ocp.args.StandardRestore()  # an older run did not store them
-            found = self._manager.restore(update, args=ocp.args.Composite(**items))
+            found = self._reader.restore(update, args=ocp.args.Composite(**items))
             groups = wire.decode_groups(found["groups"]["frame"]) if has_groups else []
             finished = {group.ticket for group in groups}
             return Ledger.from_json(found["run"]["ledger"], finished), groups
@@ -175,7 +172,7 @@ class Checkpointer:
         assert update is not None
         with self._refusing(update, "read"):
             arguments = ocp.args.Composite(run=ocp.args.JsonRestore())
-            return self._manager.restore(update, args=arguments)["run"].get("base_sha256")
+            return self._reader.restore(update, args=arguments)["run"].get("base_sha256")
 
     def updates(self) -> list[int]:
         """Updates of the complete checkpoints, ascending."""
@@ -193,7 +190,7 @@ class Checkpointer:
         """
         arguments = ocp.args.Composite(state=_restoring(like))
         with self._refusing(update, "read"):
-            found = self._manager.restore(update, args=arguments)["state"]
+            found = self._reader.restore(update, args=arguments)["state"]
             return TrainState(**found, base=like.base)
 
     def restore(self, like: TrainState, prompts_per_update: int) -> Restored:
@@ -209,7 +206,7 @@ class Checkpointer:
         update = self._manager.latest_step()
         assert update is not None
         with self._refusing(update, "read"):
-            found = self._manager.restore(
+            found = self._reader.restore(
                 update,
                 args=ocp.args.Composite(
                     state=_restoring(like),
@@ -274,6 +271,7 @@ class Checkpointer:
         with contextlib.suppress(Exception):  # told by `wait`, or the run has another cause to end
             self.wait(0.0 if self._is_stuck else None)
             self._manager.close()
+            self._reader.close()
 
     @contextlib.contextmanager
     def _refusing(self, update: int | None, what: str) -> Iterator[None]:

@@ -76,14 +76,20 @@ class Evaluations(Protocol):
 
 
 class EvaluationsHere(Evaluations):
-    """Evaluates in this process, by `evaluate`, while the learner waits."""
+    """Evaluates in this process, by `evaluate`, while the learner waits.
 
-    def __init__(self, evaluate: Evaluate):
-        self._evaluate = evaluate
+    Args:
+        evaluate: does it.
+        read: version -> parameters of its snapshot, where those of the learner are not all here.
+    """
+
+    def __init__(self, evaluate: Evaluate, read: Callable[[int], Any] | None = None):
+        self._evaluate, self._read = evaluate, read
         self._finished: list[Evaluation] = []
 
     def request(self, version: int, params: Any, greedily: bool) -> None:
         """See `Evaluations`."""
+        params = params if self._read is None else self._read(version)
         self._finished.append(Evaluation(version, self._evaluate(params, greedily)))
 
     def finished(self, timeout_s: float = 0.0) -> list[Evaluation]:

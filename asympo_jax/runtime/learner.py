@@ -84,6 +84,8 @@ class Learner:
         is_save_due: called with each version once, whether a checkpoint is due after it.
         save: called with the state then.
         show: called with each update's metrics and groups, for people.
+        announce: called with the groups of a batch before the device is given anything of it, and
+            whether the halves of the gradient are asked for.
         compiled: called with a version once its update was given to the device; metrics of what
             was compiled so far.
     """
@@ -109,6 +111,7 @@ class Learner:
     is_save_due: Callable[[int], bool]
     save: Callable[[TrainState], None]
     show: Callable[[int, dict[str, float], Sequence[Group]], None]
+    announce: Callable[[Sequence[Group], bool], None]
     compiled: Callable[[int], Mapping[str, float]]
 
     def run(self, state: TrainState) -> TrainState:
@@ -165,6 +168,7 @@ class Learner:
         batch = make_batch(chosen, self.group_size, self.num_positions)
         groups = [group for group in chosen if group.is_graded]
         due = _due(version, self.cadence.gradients)
+        self.announce(chosen, due)
         more_metrics = self.sign_gradients(state, batch) if due else {}
         state, metrics = self.step(state, batch)
         params = self.store.copied(state.params)

@@ -48,7 +48,11 @@ class NoDevice(Exception):
 
 
 def start_backend(
-    field: str, platform: str, num_devices: int = 1, devices: Sequence[str] = ()
+    field: str,
+    platform: str,
+    num_devices: int = 1,
+    devices: Sequence[str] = (),
+    num_processes: int = 1,
 ) -> None:
     """Starts jax on a platform, or on its own choice if that is empty.
 
@@ -57,6 +61,7 @@ def start_backend(
         platform: of jax.
         num_devices: that are needed; where they are CPUs, the cores are split into as many.
         devices: that this process takes, as of `devices_environment`; empty for all.
+        num_processes: of `jax.distributed`, each of which needs an equal share of the devices.
 
     Raises:
         NoDevice: there is none here, or not as many.
@@ -65,15 +70,19 @@ def start_backend(
     if platform:
         jax.config.update("jax_platforms", platform)
     try:
+        num_devices //= num_processes
         if num_devices > 1 and _HOST_DEVICES not in os.environ.get("XLA_FLAGS", ""):
             jax.config.update("jax_num_cpu_devices", num_devices)
-        found = jax.devices()
+        if num_processes > 1:
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        found = jax.local_devices()
     except (RuntimeError, AssertionError) as error:
         words = f" ({error})" if str(error) else ""
         raise NoDevice(f"{field}={platform!r}: jax finds no such device here{words}") from error
     if len(found) < num_devices:
+        share = f" / {num_processes} processes" if num_processes > 1 else ""
         raise NoDevice(
-            f"learner.data * learner.fsdp * learner.tensor = {num_devices}: jax finds "
+            f"learner.data * learner.fsdp * learner.tensor{share} = {num_devices}: jax finds "
             f"{len(found)} devices of platform {found[0].platform!r} here"
         )
 

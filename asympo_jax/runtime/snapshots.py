@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asympo_jax.models import ParamsDtype, rounded, with_adapters
+from asympo_jax.models import ParamsDtype, gathered, rounded, with_adapters
 from asympo_jax.runtime.tensor_files import (
     Place,
     SnapshotRefused,
@@ -84,8 +84,11 @@ class SnapshotStore:
             self._write(None, base)
 
     def copied(self, params: Any) -> Any:
-        """A copy of the parameters, as `write` stores them, that the device makes in its turn."""
-        return self._copied(params)
+        """A copy of the parameters, as `write` stores them, that the device makes in its turn.
+
+        Of parameters on devices of several processes it is whole in each; all must call it.
+        """
+        return gathered(self._copied(params))
 
     def write(self, version: int, params: Any) -> int:
         """Publishes this process's part of a version; blocks until it is computed.
@@ -137,10 +140,6 @@ class SnapshotStore:
     def files(self, version: int) -> list[pathlib.Path]:
         """The files that a reader of a version needs, those of its base included."""
         return (self._paths(None) if self._has_base else []) + self._paths(version)
-
-    def files(self, version: int) -> list[pathlib.Path]:
-        """The files that a reader of a version needs, that of its base included."""
-        return [self._path(None)] * self._has_base + [self._path(version)]
 
     def remove(self) -> None:
         """Deletes the directory."""
@@ -270,9 +269,15 @@ def read_params(path: pathlib.Path) -> tuple[Any, dict[str, str]]:
 
 
 def flatten_params(params: Any) -> dict[str, np.ndarray]:
-    """Names with slashes to host arrays, sorted by name."""
-    flat = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
-    return {name: np.asarray(flat[name]) for name in sorted(flat)}
+    """Names with slashes to host arrays, sorted by name.
+
+    All processes that have parts of the parameters must call it.
+    """
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    if all(getattr(x, "is_fully_addressable", True) for x in flat.values()):
+        flat = jax.device_get(flat)
+    # One after the other, so that no device has two of them whole.
+    return {name: np.asarray(gathered(flat[name])) for name in sorted(flat)}
 
 
 def parameters_sha256(params: Any) -> str:

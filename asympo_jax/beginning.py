@@ -1,0 +1,113 @@
+"""How each process of a learner begins: its devices, its checkpoints, its first state."""
+
+import contextlib
+import functools
+import itertools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from asympo_jax import devices, models, states
+from asympo_jax.endings import RunFailed, failures
+from asympo_jax.experiment import Parts
+from asympo_jax.initial import initial_params
+from asympo_jax.learning import TrainState
+from asympo_jax.runtime import placement
+from asympo_jax.runtime.checkpoint import Checkpointer
+from asympo_jax.runtime.compilation import keep_compiled
+from asympo_jax.runtime.lockstep import Lockstep
+from asympo_jax.runtime.snapshots import SnapshotStore
+from asympo_jax.settings import ExperimentConfig
+
+
+def start_learner(config: ExperimentConfig, num_processes: int) -> jax.sharding.Mesh | None:
+    """Starts jax on the learner's devices; after this process is pinned.
+
+    Returns:
+        Their mesh, None for one device.
+
+    Raises:
+        RunFailed: they are not here.
+    """
+    keep_compiled(config.compilation_cache)
+    try:
+        devices.start_learner(config.learner, num_processes)
+    except placement.NoDevice as error:
+        raise RunFailed(str(error)) from error
+    mesh = config.learner.mesh.make()
+    if mesh is not None and mesh.is_multi_process:
+        _meet(mesh)
+    return mesh
+
+
+def _meet(mesh: jax.sharding.Mesh) -> None:
+    """Has all devices that will ever talk to each other do so now.
+
+    CPUs connect when they first do, and give up after 30 s: one process may compile the step that
+    much longer than another.
+    """
+    axes = [axis for axis, size in mesh.shape.items() if size > 1]
+    groups = [g for n in range(len(axes)) for g in itertools.combinations(axes, n + 1)]
+
+    def sums(x: jax.Array) -> list[jax.Array]:
+        return [jax.lax.psum(x, group) for group in groups]
+
+    whole = jax.sharding.PartitionSpec()
+    everywhere = jax.sharding.NamedSharding(mesh, whole)
+    program = jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=whole, out_specs=whole))
+    jax.block_until_ready(program(models.put(everywhere, np.zeros(1, np.float32))))
+
+
+def open_checkpoints(
+    config: ExperimentConfig, workdir: pathlib.Path, num_processes: int
+) -> Checkpointer:
+    """The checkpoints of a run that goes on, in each of the processes that write them."""
+    return Checkpointer(
+        workdir,
+        config.checkpoint.keep,
+        is_owner=True,
+        stall_s=config.stall_s,
+        num_processes=num_processes,
+    )
+
+
+def first_state(
+    config: ExperimentConfig,
+    parts: Parts,
+    workdir: pathlib.Path,
+    check: Callable[[], None],
+    mesh: jax.sharding.Mesh | None,
+    lockstep: Lockstep,
+) -> TrainState:
+    """The state at update 0.
+
+    Args:
+        config: the experiment.
+        parts: its task and model.
+        workdir: of the run.
+        check: called now and then; raises to end a run that cannot go on.
+        mesh: where the state lies.
+        lockstep: with the other processes.
+    """
+    from_first = functools.partial(lockstep.from_first, check=check)
+    # Only reading finds some of what is wrong with a Hugging Face directory.
+    with failures(ValueError) if config.hf_dir else contextlib.nullcontext():
+        params = initial_params(config, parts, workdir, check, mesh, from_first)
+    return states.first_state(config, parts, params, mesh)
+
+
+def publish(store: SnapshotStore, base: Any, snapshots: Mapping[int, Any]) -> None:
+    """Writes the snapshots that a run begins with: version -> parameters, on a base or None."""
+    store.write_base(whole(store, base))
+    for version, params in snapshots.items():
+        store.write(version, whole(store, params))
+
+
+def whole(store: SnapshotStore, params: Any) -> Any:
+    """Parameters or None, all of them in this process; all processes must call it."""
+    if all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(params)):
+        return params
+    return store.copied(params)

@@ -1,0 +1,147 @@
+"""What all processes of a learner on several hosts do but the first one: the same, when it says so.
+
+They have their part of the state on their devices, and write their part of each checkpoint. All
+else is of the first process: the workdir and its lock, tickets, samplers, snapshots, evaluations,
+metrics, what is told.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from asympo_jax import beginning, experiment, interrupts, loops, states
+from asympo_jax.endings import STOPPED, RunFailed, failures
+from asympo_jax.hosts import Hosts
+from asympo_jax.initial import check_initial
+from asympo_jax.learning import TrainState, make_batch
+from asympo_jax.runtime import placement, wire
+from asympo_jax.runtime.checkpoint import Checkpointer
+from asympo_jax.runtime.lockstep import Ended
+from asympo_jax.runtime.snapshots import SnapshotStore, parameters_sha256
+from asympo_jax.settings import ExperimentConfig
+from asympo_jax.warmup_cache import num_positions
+
+
+class FirstEnded(RunFailed):
+    """The first process ended without a result; the code is its own."""
+
+    def __init__(self, code: int, words: str):
+        """Carries the code."""
+        super().__init__(f"process 0 ended: {words}")
+        self.exit_code = code
+
+
+def follow(config: ExperimentConfig, workdir: pathlib.Path, hosts: Hosts) -> None:
+    """Follows until the first process has ended.
+
+    Raises:
+        ValueError: a config that does not fit the task, or is not that of the first process, or a
+            workdir that is not the same directory.
+        FirstEnded: the first process ended without a result.
+        RunFailed: this one cannot go on.
+    """
+    try:
+        parts = experiment.build_parts(config)
+        check_initial(config)
+        follower = _Follower(config, parts, workdir, hosts)
+        follower.check_begin()
+        with failures(ValueError, OSError):
+            follower.run()
+    except Ended as end:
+        hosts.ended = True
+        if end.code:
+            raise FirstEnded(end.code, str(end)) from end
+
+
+@dataclasses.dataclass(frozen=True)
+class _Follower:
+    """One attempt at a run, in a process that follows."""
+
+    config: ExperimentConfig
+    parts: experiment.Parts
+    workdir: pathlib.Path
+    hosts: Hosts
+
+    def check_begin(self) -> None:
+        """Waits until the first process begins, and compares."""
+        message = self._next()
+        if message["config"] != self.config.sha256:
+            raise ValueError(
+                f"process {self.hosts.index}: its config is not that of process 0; start all "
+                "processes with the same command"
+            )
+        if not (self.workdir / "config.json").is_file():
+            raise ValueError(
+                f"workdir={self.workdir}: process {self.hosts.index} does not see what process 0 "
+                "wrote there; all hosts must share it"
+            )
+
+    def run(self) -> None:
+        """Follows; the end comes as an exception."""
+        learner_cores, _ = placement.split_cores(placement.available_cores())
+        placement.pin(learner_cores)
+        mesh = beginning.start_learner(self.config, self.hosts.count)
+        checkpointer = beginning.open_checkpoints(self.config, self.workdir, self.hosts.count)
+        asking = interrupts.asking(self._ask, self.config.checkpoint.grace_s)
+        with contextlib.closing(checkpointer), asking:
+            self._follow(checkpointer, mesh)
+
+    def _follow(self, checkpointer: Checkpointer, mesh: jax.sharding.Mesh | None) -> None:
+        """Does what is announced; the end comes as an exception."""
+        step, sign_gradients = loops.make_programs(self.config, self.parts, mesh)
+        # Of the snapshots this process takes part in the copies alone.
+        store = SnapshotStore(self.workdir, "", self.config.sampler.params_dtype)
+        state: Any = None
+        while True:
+            match self._next():
+                case {"type": "state", "update": int(update)}:
+                    state = self._first_state(checkpointer, mesh, store, update)
+                case {"type": "update", "groups": list(groups), "is_halved": bool(is_halved)}:
+                    batch = make_batch(
+                        wire.groups_from(groups), self.config.group_size, num_positions(self.config)
+                    )
+                    if is_halved:
+                        sign_gradients(state, batch)
+                    state, _ = step(state, batch)
+                    store.copied(state.params)
+                    checkpointer.check()
+                case {"type": "save"}:
+                    checkpointer.save(state, {}, [], "", None, ())
+                case {"type": "hash"}:
+                    parameters_sha256(state.params)
+
+    def _first_state(
+        self,
+        checkpointer: Checkpointer,
+        mesh: jax.sharding.Mesh | None,
+        store: SnapshotStore,
+        update: int,
+    ) -> TrainState:
+        """The state of an update, or the first one if that is negative."""
+        if update >= 0:
+            like = states.state_like(self.config, self.parts, self.workdir, checkpointer, mesh)
+            state = checkpointer.state(like, update)
+            beginning.whole(store, state.base)
+            return state
+        state = beginning.first_state(
+            self.config,
+            self.parts,
+            self.workdir,
+            interrupts.raise_if_received,
+            mesh,
+            self.hosts.lockstep,
+        )
+        beginning.whole(store, state.base)
+        beginning.whole(store, state.params)
+        return state
+
+    def _next(self) -> dict[str, Any]:
+        """What the first process does next."""
+        return self.hosts.lockstep.next(interrupts.raise_if_received)
+
+    def _ask(self) -> None:
+        """Tells the first process that this one was asked to end."""
+        self.hosts.tell(STOPPED, "asked to end")

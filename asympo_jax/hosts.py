@@ -1,0 +1,269 @@
+"""The processes of a learner on several hosts: how they meet, watch each other and end together.
+
+The first process has everything that a run on one host has; the others are told what to do. All
+processes end with the code of the one that ended first:
+
+- The first process announces its end, and waits a moment until the others have gone.
+- Another one tells the first process why it ends, or that it was asked to, and is gone.
+- A process that was killed tells nothing. It is missed after `_SILENT_S`; if it is the first one,
+  at once, as the key-value store goes with it. jax watches, too, but would abort what is left.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax._src import distributed
+
+from asympo_jax import interrupts
+from asympo_jax.endings import FAILED, INTERRUPTED, STOPPED, TERMINATED, RunFailed
+from asympo_jax.progress import say
+from asympo_jax.runtime.lockstep import Lockstep, is_late
+
+_BEAT_S = 2.0  # between two signs of life
+_SILENT_S = 40.0  # without one a process is taken for dead
+_GONE_S = 6.0  # for the others to go when the first process ends
+_BEAT, _LEFT, _TOLD, _END = "asympo/beat/", "asympo/left/", "asympo/told", "asympo/end"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Where the processes of a run meet.
+
+    Attributes:
+        coordinator_address: host and port of the first process; None to ask the cluster for it and
+            for the two numbers: Cloud TPU VMs, Slurm and GKE are known to jax.
+        num_processes: all of them.
+        process_id: of this one, from 0 on.
+        timeout_s: for all of them to come.
+    """
+
+    coordinator_address: str | None
+    num_processes: int | None
+    process_id: int | None
+    timeout_s: float
+
+    def __post_init__(self):
+        """Refuses what cannot be.
+
+        Raises:
+            ValueError: naming the flag, its value and what is allowed.
+        """
+        address, count, index = self.coordinator_address, self.num_processes, self.process_id
+        if (address is None) + (count is None) + (index is None) not in (0, 3):
+            raise ValueError(
+                "--coordinator_address, --num_processes, --process_id: must be given together, or "
+                "none of them and --distributed, which asks the cluster"
+            )
+        if not 0 < self.timeout_s <= 86400:
+            raise ValueError(
+                f"--initialization_timeout_s={self.timeout_s:g}: must be positive and at most 86400"
+            )
+        if address is None or count is None or index is None:
+            return
+        host, _, port = address.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+            raise ValueError(f"--coordinator_address={address}: must be HOST:PORT")
+        if count < 1:
+            raise ValueError(f"--num_processes={count}: must be at least 1")
+        if not 0 <= index < count:
+            raise ValueError(f"--process_id={index}: must be from 0 to {count - 1}")
+
+
+class Hosts:
+    """This process among those of a run.
+
+    Attributes:
+        index: of this process, 0 is the first.
+        count: of all of them.
+        lockstep: what the first process announces.
+        ended: whether this process has heard that the first one ends.
+    """
+
+    def __init__(self, client: Any = None, index: int = 0, count: int = 1):
+        """Args: the client of `jax.distributed`, None for one process; index; count."""
+        self.index, self.count, self.ended = index, count, False
+        self.lockstep = Lockstep(client if count > 1 else None, index)
+        self._client: Any = client
+        self._over = threading.Event()
+
+    def watch(self) -> None:
+        """From now on this process ends if another one does."""
+        threading.Thread(target=self._look, name="hosts", daemon=True).start()
+
+    def tell(self, code: int, words: str) -> None:
+        """Tells the first process how this one ends, or with 75 that it was asked to."""
+        told = json.dumps([self.index, code, words])
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._client.key_value_set(_TOLD, told, allow_overwrite=True)
+
+    def end(self, code: int, words: str) -> bool:
+        """Ends with the others; whether all did in good order."""
+        if self.count == 1:
+            return True
+        try:
+            if self.index == 0:
+                self.lockstep.end(code, words)
+                self._client.key_value_set(_END, json.dumps([code, words]))
+                until = time.monotonic() + _GONE_S
+                for i in range(1, self.count):
+                    left_ms = max(1, round(1000 * (until - time.monotonic())))
+                    self._client.blocking_key_value_get(f"{_LEFT}{i}", left_ms)
+            elif self.ended:
+                self._client.key_value_set(f"{_LEFT}{self.index}", "")
+            else:
+                self.tell(code, words)
+                return False
+        except jax.errors.JaxRuntimeError:
+            return False
+        self._over.set()
+        jax.distributed.shutdown()
+        return True
+
+    def await_verdict(self) -> None:
+        """Waits until another process would be missed, in which case this one is gone."""
+        self._over.wait(_SILENT_S + 2 * _BEAT_S)
+
+    def _look(self) -> None:
+        """Watches until the end."""
+        try:
+            (self._look_at_first if self.index else self._look_at_others)()
+        except jax.errors.JaxRuntimeError:
+            if not self._over.is_set():
+                interrupts.leave("process 0 is gone; the same command carries on", STOPPED)
+
+    def _look_at_others(self) -> None:
+        """What the first process watches."""
+        heard: dict[int, tuple[str, float]] = {
+            i: ("", time.monotonic()) for i in range(1, self.count)
+        }
+        while not self._over.is_set():
+            if (told := self._waited_for(_TOLD)) is not None:
+                i, code, words = json.loads(told)
+                if code == STOPPED:
+                    self._client.key_value_delete(_TOLD)
+                    interrupts.ask()
+                else:
+                    interrupts.leave(f"process {i} ended: {words}", code)
+            beats = self._beats()
+            for i, (beat, since) in heard.items():
+                if beats.get(i, beat) != beat:
+                    heard[i] = (beats[i], time.monotonic())
+                elif time.monotonic() - since > _SILENT_S:
+                    words = f"process {i} has given no sign of life for {_SILENT_S:.0f} s"
+                    interrupts.leave(f"{words}; the same command carries on", STOPPED)
+
+    def _look_at_first(self) -> None:
+        """What the others watch."""
+        number = 0
+        while not self._over.is_set():
+            number += 1
+            key = f"{_BEAT}{self.index}"
+            self._client.key_value_set(key, str(number), allow_overwrite=True)
+            end = self._waited_for(_END)
+            # The main thread hears of it, too, unless it is in a program that never ends.
+            if end is not None and not self._over.wait(_GONE_S):
+                code, words = json.loads(end)
+                interrupts.leave(f"process 0 ended: {words}", code)
+
+    def _waited_for(self, key: str) -> str | None:
+        """The value of a key, None if it does not come before the next sign of life is due."""
+        try:
+            return self._client.blocking_key_value_get(key, round(1000 * _BEAT_S))
+        except jax.errors.JaxRuntimeError as error:
+            if not is_late(error):
+                raise
+            return None
+
+    def _beats(self) -> dict[int, str]:
+        """The last sign of life of each of the others that has given one."""
+        found = self._client.key_value_dir_get(_BEAT)
+        return {int(key.rsplit("/", 1)[1]): value for key, value in found}
+
+
+ALONE = Hosts()
+
+
+@contextlib.contextmanager
+def joined(cluster: Cluster | None) -> Iterator[Hosts]:
+    """Meets the others; at the end of the context all end.
+
+    Args:
+        cluster: where; None for one process.
+
+    Raises:
+        ValueError: no cluster is known here.
+    """
+    if cluster is None:
+        yield ALONE
+        return
+    hosts = _join(cluster)
+    try:
+        yield hosts
+    except BaseException as error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            hosts.await_verdict()
+        code, words = _ending_of(error)
+        hosts.end(code, words)
+        if isinstance(error, RunFailed | KeyboardInterrupt | interrupts.Terminated):
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        os._exit(code)  # Python's own end would wait for the others once more
+    if not hosts.end(0, "done"):
+        say("another process did not end in good order; the result is whole")
+        os._exit(0)
+
+
+def _join(cluster: Cluster) -> Hosts:
+    """Meets the others within the time that is given; no backend has started before."""
+    words = f"not all processes came within --initialization_timeout_s={cluster.timeout_s:g}"
+    late = threading.Timer(cluster.timeout_s, interrupts.leave, (words, STOPPED))
+    late.daemon = True
+    late.start()
+    # Else SIGTERM would be jax's.
+    jax.config.update("jax_enable_preemption_service", False)
+    address = cluster.coordinator_address
+    try:
+        jax.distributed.initialize(
+            address,
+            cluster.num_processes,
+            cluster.process_id,
+            cluster_detection_method=None if address is None else "deactivate",
+            # jax ends a process that is late by an abort.
+            initialization_timeout=round(2 * cluster.timeout_s) + 10,
+            shutdown_timeout_seconds=round(_GONE_S),
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"--distributed: jax knows no cluster here ({error}); give --coordinator_address, "
+            "--num_processes and --process_id"
+        ) from error
+    finally:
+        late.cancel()
+    state = distributed.global_state
+    hosts = Hosts(state.client, state.process_id, state.num_processes)
+    if hosts.count > 1:
+        hosts.watch()
+    return hosts
+
+
+def _ending_of(error: BaseException) -> tuple[int, str]:
+    """Exit code and words of what ended this process."""
+    match error:
+        case RunFailed():
+            return error.exit_code, str(error)
+        case KeyboardInterrupt():
+            return INTERRUPTED, "interrupted"
+        case interrupts.Terminated():
+            return STOPPED if interrupts.is_saved() else TERMINATED, "terminated"
+        case SystemExit(code=int(code)):
+            return code, "it says why itself"
+    return FAILED, f"{type(error).__name__}: {error}"

@@ -1,0 +1,137 @@
+"""Two real processes that train as one: the same bits, each other's checkpoints, one end."""
+
+import signal
+
+import pytest
+from several_processes import asked, flags, in_environment, killed, run, signalled, slurm
+from tiny_runs import cut_back
+
+from asympo_jax.hosts import Cluster
+from asympo_jax.models.sharding import MeshShape
+from asympo_jax.runtime.lockstep import Ended, Lockstep
+
+FIELDS = {"warmup__num_steps": 2, "log__gradients_every_updates": 3, "checkpoint__every_updates": 3}
+
+
+@pytest.fixture(scope="module")
+def one(runner, tmp_path_factory):
+    """One process with all devices of the mesh, whose sums are gloo's, too.
+
+    Without its flags it would add the same numbers in another order.
+    """
+    return run(runner, tmp_path_factory.mktemp("one") / "run", flags(1), **FIELDS)[0]
+
+
+@pytest.fixture(scope="module")
+def two(runner, tmp_path_factory):
+    """Two processes with half of them each, which Slurm tells where they are."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    befores = {i: in_environment(variables) for i, variables in enumerate(slurm(2))}
+    return run(runner, workdir, [["--distributed"]] * 2, befores, **FIELDS)
+
+
+def test_two_processes_end_with_the_bits_and_the_metrics_of_one_on_the_same_mesh(one, two):
+    first, second = two
+    assert (first.code, second.code) == (0, 0), first.stderr + second.stderr
+    assert first.sha == one.sha
+    names = ("loss", "reward/mean", "grad/norm", "grad/cosine", "lag/max")
+    told = [{name: line.get(name) for name in names} for line in first.metrics]
+    assert told == [{name: line.get(name) for name in names} for line in one.metrics]
+    lines = (second.stdout + second.stderr).splitlines()
+    assert [line for line in lines if not line.startswith("[Gloo]")] == []
+
+
+def test_two_processes_carry_on_a_run_of_one_end_with_75_and_are_carried_on_by_one(
+    one, runner, tmp_path
+):
+    workdir = tmp_path / "run"
+    cut_back(one, workdir, 3)
+    befores = {0: asked(2), 1: signalled(signal.SIGTERM, 1)}
+    ends = run(runner, workdir, flags(2), befores, **FIELDS)
+    assert [end.code for end in ends] == [75, 75], ends
+    words = "stopped as asked after update 5 of 6, which is saved; the same command carries on"
+    assert [end.error for end in ends] == [f"error: {words}", f"error: process 0 ended: {words}"]
+    ends = run(runner, workdir, flags(2), {1: signalled(signal.SIGKILL, 1)}, **FIELDS)
+    assert [end.code for end in ends] == [75, -signal.SIGKILL], ends
+    assert "process 1 has given no sign of life" in ends[0].error
+    ends = run(runner, workdir, flags(2), {0: killed(1)}, **FIELDS)
+    assert ends[0].code == -signal.SIGKILL, ends
+    assert ends[1].code in (75, -signal.SIGABRT), ends  # jax may be faster
+    assert run(runner, workdir, flags(1), **FIELDS)[0].sha == one.sha
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--process_id=1"], "--process_id: is for several processes, add --distributed"),
+        (["--nodistributed", *flags(2)[0]], "add --distributed"),
+        (["--distributed"], "jax knows no cluster here"),
+    ],
+)
+def test_flags_without_which_or_with_which_nobody_is_found_are_refused(
+    runner, tmp_path, words, named
+):
+    end = runner.finish(tmp_path / "run", [*runner.command(tmp_path / "run"), *words])
+    assert (end.code, named in end.error) == (2, True), end.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((None, 2, None, 1.0), "must be given together"),
+        (("localhost:1", 2, 2, 1.0), "--process_id=2: must be from 0 to 1"),
+        (("localhost:1", 0, 0, 1.0), "--num_processes=0: must be at least 1"),
+        (("localhost", 2, 0, 1.0), "--coordinator_address=localhost: must be HOST:PORT"),
+        ((None, None, None, 0.0), "--initialization_timeout_s=0: must be positive"),
+    ],
+)
+def test_places_to_meet_that_cannot_be_are_refused(given, words):
+    with pytest.raises(ValueError, match=words):
+        Cluster(*given)
+
+
+def test_a_process_whose_peers_do_not_come_ends_with_75_in_the_time_that_it_was_given(
+    runner, tmp_path
+):
+    words = [*flags(2)[0], "--initialization_timeout_s=1"]
+    end = runner.finish(tmp_path / "run", [*runner.command(tmp_path / "run"), *words])
+    assert (end.code, "not all processes came within" in end.error) == (75, True), end.stderr
+
+
+def test_a_mesh_that_the_processes_cannot_share_equally_is_refused():
+    MeshShape(2, 2).check_processes(4)
+    with pytest.raises(ValueError, match=r"= 4: must be a multiple of the 3 processes"):
+        MeshShape(2, 2).check_processes(3)
+
+
+class Keys(dict):
+    """A key-value store of one process."""
+
+    def key_value_set_bytes(self, key, value):
+        assert key not in self
+        self[key] = value
+
+    def blocking_key_value_get_bytes(self, key, timeout_in_ms):
+        return self[key]
+
+    def key_value_delete(self, key):
+        del self[key]
+
+
+def test_announcements_come_in_order_and_are_forgotten():
+    keys = Keys()
+    first, second = Lockstep(keys, 0), Lockstep(keys, 1)
+    for number in range(100):
+        first.announce("save", number=number)
+        assert second.next(lambda: None) == {"type": "save", "number": number}
+    assert len(keys) < 20
+    first.end(3, "why")
+    with pytest.raises(Ended, match="why") as end:
+        second.next(lambda: None)
+    assert end.value.code == 3
+
+
+def test_a_process_with_no_other_announces_nothing():
+    Lockstep().announce("save")
+    assert Lockstep().from_first(lambda: 1, None, lambda: None) == 1
