@@ -21,10 +21,10 @@ _SHAPE = flags.DEFINE_enum(
     "shape",
     None,
     list(SHAPES),
-    "Published shape of the decoder where model.hf_dir is not set; by default the one that the "
+    "Published shape of the decoder, where model.hf_dir is not set. Without it, the one that the "
     "config file's name ends with.",
 )
-_MEMORY = flags.DEFINE_string("device_memory", None, "Of a device, such as 16GiB.")
+_MEMORY = flags.DEFINE_string("device_memory", None, "Memory of a device, such as 16GiB.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "A slice of TPUs, such as v5e:4x4.")
 _JSON = flags.DEFINE_bool("json", False, "Print everything as one JSON object.")
 
