@@ -56,6 +56,8 @@ def build_parts(config: ExperimentConfig) -> Parts:
         ValueError: the task refuses its options, has fewer prompts than the config asks for, or
             the learner's devices cannot share the decoder.
     """
+    # Before the task, whose tokenizer most often comes from the same directory.
+    loaded = None if config.hf_dir is None else _loaded_shape(config.hf_dir, config.model["dtype"])
     task = make_task(config.task_name, **config.task_options)
     if config.eval.num_prompts > task.num_eval:
         raise ValueError(
@@ -77,7 +79,7 @@ def build_parts(config: ExperimentConfig) -> Parts:
     if config.warmup.num_steps:
         task.demonstration(0)  # refuses a warm-up on a task that has none
     engine = engine_of(config, task.tokenizer.stop_ids)
-    model = _make_model(config, task)
+    model = _make_model(config, task, loaded)
     config.learner.mesh.check(model)
     pool = _make_pool(config, task)
     return Parts(
@@ -103,19 +105,26 @@ def engine_of(config: ExperimentConfig, stop_ids: tuple[int, ...]) -> EngineConf
     )
 
 
-def _make_model(config: ExperimentConfig, task: Task) -> ModelConfig:
-    """The decoder's shape: of a Hugging Face directory, or of the config and the tokenizer.
+def _loaded_shape(hf_dir: str, dtype: str) -> ModelConfig:
+    """The shape of the decoder in a Hugging Face directory.
 
     Raises:
-        ValueError: the directory cannot be used, or has not all ids of the tokenizer.
+        ValueError: the directory cannot be used.
     """
-    num_ids = task.tokenizer.vocab_size
-    if config.hf_dir is None:
-        return ModelConfig(vocab_size=num_ids, **config.model)
     try:
-        model = models.load_config(config.hf_dir, config.model["dtype"])
+        return models.load_config(hf_dir, dtype)
     except ValueError as error:
         raise ValueError(f"model.hf_dir: {error}") from error
+
+
+def _make_model(config: ExperimentConfig, task: Task, loaded: ModelConfig | None) -> ModelConfig:
+    """The decoder's shape: that of a directory, or of the config and the tokenizer.
+
+    Raises:
+        ValueError: the directory's has not all ids of the tokenizer.
+    """
+    num_ids = task.tokenizer.vocab_size
+    model = ModelConfig(vocab_size=num_ids, **config.model) if loaded is None else loaded
     # A decoder can have rows for more ids than a tokenizer of its kind knows.
     if model.vocab_size == num_ids:
         return model
