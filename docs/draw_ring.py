@@ -28,7 +28,7 @@ _WAYS = (
     ("samplers", "queue", "group", 0.0, (0.42, 0.0)),
     ("queue", "learner", "batch", 0.0, (0.0, 0.16)),
     ("learner", "store", "version n + 1", 0.0, (0.0, 0.16)),
-    ("store", "samplers", "version max(0, n − lag)", -0.06, (-0.95, 0.3)),
+    ("store", "samplers", "version max(0, n − lag)", -0.06, (-1.3, 0.36)),
 )
 
 

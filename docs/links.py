@@ -10,12 +10,11 @@ _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)(?:#[^)]*)?\)")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page's text; a link out of docs/ becomes its words and, if they are others, its path."""
+    """The page's text; a link out of docs/ becomes its words, and its path if they are no name."""
     return _OUTSIDE.sub(_named, markdown)
 
 
 def _named(match: re.Match[str]) -> str:
     """The words of one link."""
     words, path = match.groups()
-    bare = words.strip("`")
-    return words if path.endswith(bare) or path.endswith(f"{bare}.py") else f"{words} (`{path}`)"
+    return words if words.startswith("`") else f"{words} (`{path}`)"

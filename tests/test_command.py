@@ -83,7 +83,7 @@ def test_a_run_without_a_workdir_is_found_again_by_the_same_command(runner, tmp_
     (path,) = (tmp_path / "runs").glob("Digits-asympo-lag2-seed0-*")
     assert (path / "result.json").exists()
     assert first.code == again.code == 0, first.stderr + again.stderr
-    assert f"run: runs/{path.name}\n" in first.stderr
+    assert first.stderr.startswith(f"run: runs/{path.name}\ntraining begins; ")
     assert f"run: runs/{path.name}, already complete\n" in again.stderr
 
 
