@@ -19,17 +19,18 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from asympo_jax import config as config_module
-from asympo_jax import interrupts
+from asympo_jax import help_text, interrupts
 from asympo_jax.defaults import default_config
 from asympo_jax.endings import INTERRUPTED, REFUSED, STOPPED, TERMINATED, RunFailed
 from asympo_jax.progress import say
 
 _DEFAULT_CONFIG = config_module.__file__
 _CONFIG_FLAG = "config"
+_HELP = ("--help", "-help", "-h", "--helpshort")
 
 _CONFIG_HELP = (
-    "A config file, or the config.json of a run; without it, the default config "
-    "(asympo_jax/defaults.py lists all fields). --config.FIELD=VALUE sets a field."
+    "Config file, such as configs/arithmetic.py, or the config.json of a run; without it, the "
+    "default config. --config.FIELD=VALUE sets a field, as --config.lag=64."
 )
 
 
@@ -65,15 +66,16 @@ def fields_given() -> dict[str, Any]:
 _GOES_ON = "the same command carries on from the last checkpoint"
 
 
-def run(main: Callable[[], None], advice: str = _GOES_ON, end_s: float = interrupts.END_S) -> None:
+def run(main: Callable[[], None], advice: str = _GOES_ON, end_s: float | None = None) -> None:
     """Parses the flags, calls `main`, and ends the process with its exit code.
 
     Args:
         main: the program.
         advice: to the person who stopped it.
-        end_s: seconds that it may take to end after a signal.
+        end_s: seconds that it may take to end after a signal; `interrupts.END_S` if not given.
     """
-    app.run(lambda _: _guard(main, advice, end_s), flags_parser=_parse)
+    given_s = interrupts.END_S if end_s is None else end_s
+    app.run(lambda _: _guard(main, advice, given_s), flags_parser=_parse)
 
 
 @contextlib.contextmanager
@@ -136,6 +138,10 @@ def _guard(main: Callable[[], None], advice: str, end_s: float) -> None:
 
 def _parse(arguments: list[str]) -> list[str]:
     """Parses flags; whatever is wrong with them is one sentence."""
+    if any(argument in _HELP for argument in arguments[1:]):
+        shown = flags.FLAGS.get_key_flags_for_module(arguments[0])
+        tell(help_text.text(sys.modules["__main__"].__doc__ or "", shown))
+        sys.exit(0)
     has_config = _CONFIG_FLAG in flags.FLAGS
     own_options: dict[str, str] = {}
     try:

@@ -9,16 +9,21 @@ from asympo_jax.settings import ExperimentConfig
 from asympo_jax.tokenizers import Tokenizer
 
 
-def shape_of(config: ExperimentConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The decoder's shape: of a directory, of a preset, or of the config and the tokenizer.
+def shape_of(
+    config: ExperimentConfig, published: ModelConfig | None, tokenizer: Tokenizer
+) -> ModelConfig:
+    """The decoder's shape: the published one, or that of the config and the tokenizer.
+
+    Args:
+        config: the experiment.
+        published: as `published_shape` found it.
+        tokenizer: of the task.
 
     Raises:
-        ValueError: the directory cannot be used or is not of the preset, or has not all ids of the
-            tokenizer.
+        ValueError: the published one has not all ids of the tokenizer.
     """
     num_ids = tokenizer.vocab_size
-    model = published_shape(config)
-    if model is None:
+    if (model := published) is None:
         return ModelConfig(vocab_size=num_ids, **config.model)
     # A decoder can have rows for more ids than a tokenizer of its kind knows.
     if model.vocab_size == num_ids:
@@ -33,7 +38,11 @@ def shape_of(config: ExperimentConfig, tokenizer: Tokenizer) -> ModelConfig:
 
 
 def published_shape(config: ExperimentConfig) -> ModelConfig | None:
-    """The decoder's shape by a directory or a preset, which must agree; None without either."""
+    """The decoder's shape by a directory or a preset, which must agree; None without either.
+
+    Raises:
+        ValueError: the directory cannot be used, or is not of the preset.
+    """
     dtype = config.model["dtype"]
     preset = presets.PRESETS.get(config.preset)
     if config.hf_dir is None:

@@ -28,7 +28,13 @@ class Diverged(RunFailed):
 class Stopped(RunFailed):
     """One that was asked to end, and has saved all that it did."""
 
-    exit_code = STOPPED
+    exit_code, verb = STOPPED, "stopped as asked"
+
+
+class Interrupted(RunFailed):
+    """One that a person interrupted, and that has saved all that it did."""
+
+    exit_code, verb = INTERRUPTED, "interrupted"
 
 
 class InUse(RunFailed):

@@ -13,23 +13,31 @@ from absl import flags
 
 from asympo_jax import command, evaluation, evaluation_report
 
-_CONFIG = command.define_config_flag("With --hf_dir: the config that names the task and lengths.")
+_CONFIG = command.define_config_flag(
+    "With --hf_dir: the config that names the task and the lengths."
+)
 flags.declare_key_flag("config")
 _PATHS = (
-    flags.DEFINE_string("workdir", None, "Directory of a run, or give --hf_dir."),
+    flags.DEFINE_string("workdir", None, "Directory of a run; or give --hf_dir."),
     flags.DEFINE_string("hf_dir", None, "Hugging Face directory; its config.json says the shape."),
-    flags.DEFINE_string("out", None, "Directory to write to; --workdir if not given."),
+    flags.DEFINE_string("out", None, "Directory to write to. Without it, the run's."),
 )
 _OTHERS = (
-    flags.DEFINE_enum("platform", None, ["cpu", "cuda", "tpu"], "Of jax; the config's by default."),
-    flags.DEFINE_integer("update", None, "Of the checkpoint; the newest by default.", 0),
-    flags.DEFINE_integer("num_prompts", None, "The config's by default.", 1),
-    flags.DEFINE_integer("samples", None, "Responses a prompt, k; the config's by default.", 1),
-    flags.DEFINE_float("temperature", None, "The config's by default; 0 is greedy alone."),
-    flags.DEFINE_integer("top_k", None, "The config's by default."),
-    flags.DEFINE_float("top_p", None, "The config's by default."),
-    flags.DEFINE_integer("seed", 0, "Of the draws; 0 draws as training does.", 0, 2**32 - 1),
-    flags.DEFINE_integer("max_rows", None, "Responses at once; the config's by default.", 1),
+    flags.DEFINE_enum(
+        "platform", None, ["cpu", "cuda", "tpu"], "jax platform. Without it, the config's."
+    ),
+    flags.DEFINE_integer("update", None, "Update of the checkpoint. Without it, the newest.", 0),
+    flags.DEFINE_integer("num_prompts", None, "Held-out prompts. Without it, the config's.", 1),
+    flags.DEFINE_integer("samples", None, "Responses a prompt, k. Without it, the config's.", 1),
+    flags.DEFINE_float(
+        "temperature", None, "Of the draws; 0 is greedy alone. Without it, the config's."
+    ),
+    flags.DEFINE_integer("top_k", None, "Most probable tokens kept. Without it, the config's."),
+    flags.DEFINE_float("top_p", None, "Probability mass kept. Without it, the config's."),
+    flags.DEFINE_integer("seed", 0, "Seed of the draws; 0 draws as training does.", 0, 2**32 - 1),
+    flags.DEFINE_integer(
+        "max_rows", None, "Responses worked at once. Without it, the config's.", 1
+    ),
 )
 
 

@@ -55,6 +55,8 @@ def build_parts(config: ExperimentConfig) -> Parts:
         ValueError: the task refuses its options, has fewer prompts than the config asks for, or
             the learner's devices cannot share the decoder.
     """
+    # Before the task, whose tokenizer most often comes from the same directory.
+    published = decoder.published_shape(config)
     task = make_task(config.task_name, **config.task_options)
     if config.eval.num_prompts > task.num_eval:
         raise ValueError(
@@ -76,7 +78,7 @@ def build_parts(config: ExperimentConfig) -> Parts:
     if config.warmup.num_steps:
         task.demonstration(0)  # refuses a warm-up on a task that has none
     engine = engine_of(config, task.tokenizer.stop_ids)
-    model = decoder.shape_of(config, task.tokenizer)
+    model = decoder.shape_of(config, published, task.tokenizer)
     config.learner.mesh.check(model)
     models.MeshShape(tensor=config.sampler.tensor).check(model, "sampler")
     pool = _make_pool(config, task)

@@ -1,4 +1,6 @@
-"""Writes a checkpoint as a Hugging Face directory: `… export --workdir=DIR --out=HF_DIR`.
+"""Writes a checkpoint as a Hugging Face directory.
+
+    python -m asympo_jax.export --workdir=runs/math --out=runs/math_hf
 
 Other engines and transformers load it. The tokenizer is not part of a run: its files are copied
 from the directory that the run's model came from (`model.hf_dir`), or from the one that `--like`
@@ -14,14 +16,16 @@ from asympo_jax.config import resolve
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Directory to write; new or empty.", required=True)
 _UPDATE = flags.DEFINE_integer(
-    "update", None, "Update of the checkpoint; the newest if not given.", lower_bound=0
+    "update", None, "Update of the checkpoint. Without it, the newest.", lower_bound=0
 )
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the tensors.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Type of the tensors written."
+)
 _LIKE = flags.DEFINE_string(
     "like",
     None,
-    "Hugging Face directory whose tokenizer files and special tokens are taken; the run's "
-    "model.hf_dir if not given.",
+    "Hugging Face directory whose tokenizer files and special tokens are copied. Without it, the "
+    "run's model.hf_dir.",
 )
 _ADAPTERS = flags.DEFINE_bool("adapters", False, "Write a LoRA run's adapters alone, in float32.")
 

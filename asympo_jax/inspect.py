@@ -1,7 +1,12 @@
-"""Browses the samples that a run wrote: `python -m asympo_jax.inspect DIR --max_reward=0 --num=5`.
+"""Browses the sampled responses that a run wrote into its rollouts/.
+
+    python -m asympo_jax.inspect DIR
+    python -m asympo_jax.inspect DIR --max_reward=0 --sort=-tokens --num=3
 
 Works while the run goes on. What a model wrote is printed with its control characters written out,
-so that nothing of it reaches the terminal as a command. Exit codes: 0 done · 2 wrong input.
+so that nothing of it reaches the terminal as a command.
+
+Exit codes: 0 done · 2 wrong input.
 """
 
 import argparse
@@ -76,14 +81,14 @@ def _parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m asympo_jax.inspect",
-        description="Browses the sampled responses that a run wrote into its rollouts/.",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("directory", metavar="DIR", help="directory of a run, at work or ended")
     for field, kind in _RANGES.items():
         for side in ("min", "max"):
-            parser.add_argument(
-                f"--{side}_{field}", type=kind, metavar="N", help=f"{side}. {field}"
-            )
+            words = f"{'lowest' if side == 'min' else 'highest'} {field} shown"
+            parser.add_argument(f"--{side}_{field}", type=kind, metavar="N", help=words)
     parser.add_argument("--update", metavar="U or FROM:TO", help="trained on by these updates")
     parser.add_argument("--prompt", metavar="TEXT", default="", help="a part of the prompt")
     parser.add_argument(

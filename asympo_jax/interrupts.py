@@ -1,10 +1,11 @@
 """SIGINT, SIGTERM and SIGHUP: the first one ends a command in good order, the second one at once.
 
-In good order is an exception in the main thread or, on SIGTERM and SIGHUP where there is something
-to save, a call that asks for an end. A handler's exception is swallowed where Python ignores
-exceptions, as in destructors and callbacks of libraries, and comes late where C code is at work. So
-a signal is remembered, too, and raised again where the work says that it is safe; and a thread that
-hears of signals at any time ends the process at a second one, and when the time is up.
+In good order is an exception in the main thread or, where there is something to save, a call that
+asks for an end. A scheduler allows as long as the config says for that; a person who has typed
+Ctrl-C waits no longer than for any other end. A handler's exception is swallowed where Python
+ignores exceptions, as in destructors and callbacks of libraries, and comes late where C code is at
+work. So a signal is remembered, too, and raised again where the work says that it is safe; and a
+thread that hears of signals at any time ends the process at a second one, and when the time is up.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from asympo_jax.endings import INTERRUPTED, STOPPED, TERMINATED
+from asympo_jax.endings import INTERRUPTED, STOPPED, TERMINATED, Interrupted, Stopped
 
 END_S = 9.0  # for an end in good order
 # A scheduler signals the whole group, and a wrapper passes its signal on: that is one signal.
@@ -42,9 +43,9 @@ class _Ending:
     Attributes:
         received: what signals raised.
         cleaning: called before an end at once.
-        ask: called on SIGTERM and SIGHUP instead of raising, if there is something to save.
-        grace_s: seconds from there to the end of saving.
-        asked: whether it was called.
+        ask: called instead of raising, if there is something to save.
+        grace_s: seconds from there to the end of saving; after SIGINT at most those of any end.
+        asked: what it was called instead of.
         saved: whether nothing is left to save.
         told: descriptor that wakes the thread.
         is_held: whether nothing is raised now.
@@ -55,7 +56,7 @@ class _Ending:
         self.cleaning: list[Callable[[], object]] = []
         self.ask: Callable[[], object] | None = None
         self.grace_s = END_S
-        self.asked = False
+        self.asked: type[BaseException] | None = None
         self.saved = False
         self.told = -1
         self.is_held = False
@@ -104,13 +105,14 @@ def held_back() -> Iterator[None]:
 
 @contextlib.contextmanager
 def asking(ask: Callable[[], object], grace_s: float) -> Iterator[None]:
-    """Within it SIGTERM and SIGHUP call `ask` and raise nothing; at its end all must be saved.
+    """Within it signals call `ask` and raise nothing; at its end all must be saved.
 
     What a signal asked for before, and whose exception was swallowed, is raised first.
 
     Args:
         ask: makes the work come to its end; called in the main thread, wherever that is.
-        grace_s: seconds from the signal to the end of this context.
+        grace_s: seconds from SIGTERM or SIGHUP to the end of this context; from SIGINT no more than
+            an end in good order may take.
     """
     raise_if_received()
     _ending.grace_s, _ending.ask = grace_s, ask
@@ -125,7 +127,18 @@ def asking(ask: Callable[[], object], grace_s: float) -> Iterator[None]:
 
 def is_asked() -> bool:
     """Whether a signal asked the work to come to its end."""
-    return _ending.asked
+    return _ending.asked is not None
+
+
+def raise_if_asked() -> None:
+    """Raises what a signal stood for that asked the work to come to its end."""
+    if _ending.asked is not None:
+        raise _ending.asked
+
+
+def ending_of(signalled: BaseException) -> type[Interrupted] | type[Stopped]:
+    """How a run ends that has saved everything before it heeds a signal."""
+    return Interrupted if isinstance(signalled, KeyboardInterrupt) else Stopped
 
 
 def ask() -> None:
@@ -158,9 +171,9 @@ def cleaning(clean: Callable[[], object]) -> Iterator[None]:
 def _handle(number: int, frame: object) -> None:
     """The handler; a second signal is the thread's."""
     kind = _KINDS[signal.Signals(number)]
-    if kind is Terminated and _ending.ask is not None:
-        if not _ending.asked:
-            _ending.asked = True
+    if _ending.ask is not None:
+        if _ending.asked is None:
+            _ending.asked = kind
             _ending.ask()
         return
     if _ending.received:
@@ -176,21 +189,39 @@ def _watch(heard: int, end_s: float, advice: str) -> None:
     while True:
         left_s = None if not first else max(0.0, deadline - time.monotonic())
         if not select.select([heard], [], [], left_s)[0]:
-            _leave(first, is_saved, f"not in time; {advice}")
+            state = "in its last steps, all is saved" if is_saved else "not in time"
+            _leave(first, is_saved, f"{state}; {advice}")
         for number in os.read(heard, 64):
             if number == _SAVED:
-                is_saved, deadline = True, time.monotonic() + end_s
+                is_saved = True
+                if first != signal.SIGINT:
+                    deadline = time.monotonic() + end_s
             elif number not in _KINDS:
                 continue
             elif not first:
-                is_asked = _ending.ask is not None and number != signal.SIGINT
-                deadline = time.monotonic() + (_ending.grace_s if is_asked else end_s)
+                given_s = end_s
+                if _ending.ask is not None:
+                    shorter_s = min(_ending.grace_s, end_s)
+                    given_s = shorter_s if number == signal.SIGINT else _ending.grace_s
+                    _tell_asked(number, given_s)
                 first, since = number, time.monotonic()
+                deadline = since + given_s
             elif number == signal.SIGINT or (
                 # A closing terminal may send several.
                 number != signal.SIGHUP and time.monotonic() - since >= _SAME_S
             ):
                 _leave(number, is_saved, f"at once; {advice}")
+
+
+def _tell_asked(number: int, given_s: float) -> None:
+    """Says what happens now, to whoever may not want to wait for it."""
+    again = "Ctrl-C again" if number == signal.SIGINT else "another signal"
+    words = (
+        f"{signal.Signals(number).name}: ends after the update at work and saves, {given_s:g} s at "
+        f"most; {again} ends at once\n"
+    )
+    with contextlib.suppress(OSError):
+        os.write(2, words.encode())
 
 
 def _leave(number: int, is_saved: bool, words: str) -> None:

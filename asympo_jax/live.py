@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 from asympo_jax.printable import visible
-from asympo_jax.progress import Answer, Progress, who_waits
+from asympo_jax.progress import Answer, Progress, say, who_waits
 from asympo_jax.settings import ExperimentConfig
 
 if TYPE_CHECKING:  # rich is loaded on a terminal alone
@@ -45,6 +45,7 @@ _GLYPHS = {
 def progress(config: ExperimentConfig) -> Iterator[Progress]:
     """Tells how a run goes: within it in a view on a terminal, else in lines."""
     num_updates, stream = config.pacing.num_updates, sys.stderr
+    say("training begins; learner and samplers compile their programs before the first update")
     if not is_wanted(stream, os.environ):
         yield Progress(num_updates)
         return

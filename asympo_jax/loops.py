@@ -123,7 +123,10 @@ def make_learner(
         tokenizer=parts.task.tokenizer,
         alarm=RewardAlarm(config.reward.max_failed_share, parts.task.tokenizer),
         publisher=publisher,
-        meter=PipelineMeter(1 if in_process else config.sampler.count),
+        meter=PipelineMeter(
+            1 if in_process else config.sampler.count,
+            num_filling=0 if in_process else config.pacing.max_lag + 1,
+        ),
         in_step=in_process,
         stall_s=config.stall_s,
         cadence=cadence_of(config),

@@ -10,11 +10,11 @@ class CheckpointConfig:
     """Checkpoints; there is always one at the end.
 
     Attributes:
-        every_updates: after so many updates; 0 never.
-        every_s: after the first update that ends so many seconds after the last one; 0 never.
-        keep: newest ones kept.
+        every_updates: one after every so many updates; 0 never.
+        every_s: one after the first update that ends so many seconds after the last one; 0 never.
+        keep: how many of the newest are kept.
         grace_s: seconds from SIGTERM to the end of the checkpoint that it asks for; one that takes
-            longer is given up.
+            longer is given up. After Ctrl-C, 9 if that is less.
     """
 
     every_updates: int
@@ -39,14 +39,14 @@ class LogConfig:
     """What is written besides metrics.
 
     Attributes:
-        rollouts_every_updates: readable samples; 0 writes none.
+        rollouts_every_updates: readable samples every so many updates; 0 writes none.
         rollouts_groups: groups written each time.
-        gradients_every_updates: norms and angle of the gradients of positive and of negative
-            responses, at the cost of two gradients more; 0 never.
+        gradients_every_updates: every so many updates, norms and angle of the gradients of positive
+            and of negative responses, at the cost of two gradients more; 0 never.
         record_batches: newest updates whose batches are kept for replay, and at least those of the
             skipped updates that end a run; 0 writes those of skipped updates alone.
         tensorboard: whether to write TensorBoard events.
-        wandb_project: of Weights & Biases that gets the metrics, too; None for none.
+        wandb_project: project of Weights & Biases that gets the metrics, too; None for none.
     """
 
     rollouts_every_updates: int

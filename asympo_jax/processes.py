@@ -78,6 +78,7 @@ class Launcher:
         ]
         command = self._command("asympo_jax.sample")
         lease_s = self.config.lease_s
+        say(f"starting {sampler.count} sampler{'s' * (sampler.count > 1)} on {sampler.platform}")
 
         def start(holder: Holder) -> LocalProcess:
             environment = environments[holder[0]]

@@ -86,7 +86,8 @@ class Progress:
         if metrics["update/skipped"]:
             say(
                 f"update {update - 1} is skipped, not all is finite: loss {metrics['loss']:.4g}, "
-                f"grad/norm {metrics['grad/norm']:.4g}, update/norm {metrics['update/norm']:.4g}"
+                f"grad/norm {metrics['grad/norm']:.4g}, update/norm {metrics['update/norm']:.4g}; "
+                "its batch is saved for replay, and if many are, lower optimizer.learning_rate"
             )
         now = self._clock()
         if self._first is None:
@@ -165,7 +166,10 @@ def say_left_out(task: object) -> None:
     """Tells how many problems a task does not ask, such as those that are too long."""
     train, held_out = (getattr(task, f"num_{kind}_left_out", 0) for kind in ("train", "eval"))
     if train or held_out:
-        say(f"problems left out: {train} of training, {held_out} held out")
+        say(
+            f"problems left out: {train} of training, {held_out} held out, whose prompt is longer "
+            "than task.max_prompt_tokens, or that have no answer"
+        )
 
 
 def say(line: str) -> None:

@@ -13,13 +13,21 @@ from absl import flags
 
 from asympo_jax import command, replaying
 
-command.define_config_flag("A field of objective or advantage that differs from the run's.")
+command.define_config_flag(
+    "Only --config.FIELD=VALUE: fields of objective or advantage that differ from the run's."
+)
 flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-_BATCH = flags.DEFINE_string("batch", None, "One file to replay, as of an update that failed.")
+_BATCH = flags.DEFINE_string(
+    "batch", None, "One file to replay, such as that of an update that was skipped."
+)
 _UPDATES = {
-    "first": flags.DEFINE_integer("from", None, "Updates done before: 0 or of a checkpoint.", 0),
-    "last": flags.DEFINE_integer("to", None, "Updates done after; all recorded by default.", 1),
+    "first": flags.DEFINE_integer(
+        "from", None, "Updates done before, 0 or those of a checkpoint.", 0
+    ),
+    "last": flags.DEFINE_integer(
+        "to", None, "Updates done after. Without it, all that are recorded.", 1
+    ),
 }
 
 

@@ -68,7 +68,7 @@ class SamplerConfig:
     """The samplers.
 
     Attributes:
-        count: processes.
+        count: processes that sample.
         platform: jax platform of each.
         visible_devices: numbers of the GPUs or TPU chips of this machine that they take, with
             commas between, dealt out in order: of '4,5,6,7' two samplers have 4,5 and 6,7. Several
@@ -184,8 +184,8 @@ class RewardConfig:
         function: import path of a function (prompt, response text) -> reward; None for the task's.
         overlong_buffer: tokens before the longest response over which a penalty rises; 0 for none.
         overlong_penalty: subtracted from the reward of a response of the longest length.
-        num_processes: that a sampler grades with; 0 grades in the sampler itself. None for one,
-            but 0 for the cheap tasks of this package with their own rewards.
+        num_processes: processes that a sampler grades with; 0 grades in the sampler itself. None
+            for one, but 0 for the cheap tasks of this package with their own rewards.
         deadline_s: seconds that one grading in a process may take.
         max_failed_share: of recent groups, those that may have a response that could not be graded;
             a run in which they are more ends; with 1 none does.
@@ -220,9 +220,9 @@ class EvalConfig:
     """Evaluation on held-out prompts.
 
     Attributes:
-        every_updates: during training; 0 only before and after.
+        every_updates: one every so many updates; 0 only before and after training.
         num_prompts: held-out prompts; at most what the task has.
-        samples_per_prompt: k of avg@k.
+        samples_per_prompt: responses to each prompt, the k of avg@k.
         max_rows: responses worked at once; those to one prompt always are.
         process: whether snapshots are evaluated in a process of its own, which never holds up the
             learner; else the learner evaluates. Unset for yes, if there are other processes.

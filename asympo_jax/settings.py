@@ -27,15 +27,16 @@ class ExperimentConfig:
     """A whole experiment, checked. Sections are as in `default_config`.
 
     Attributes:
-        seed: of prompts and draws.
-        init_seed: of the initial parameters, and so of the warm-up.
+        seed: seed of prompts and draws.
+        init_seed: seed of the initial parameters, and so of the warm-up; None for `seed`.
         prompts_per_update: groups that an update trains on (P).
         group_size: responses a prompt (G).
         pacing: order, lag and sizes of the run.
-        queue_capacity: bound of the queue: groups finished, and room reserved for those at work.
+        queue_capacity: bound of the queue: groups finished, and room reserved for those at work;
+            None for as many batches as the lag, and one at least.
         objective: with its options.
         step: what the learner's step computes.
-        task_name: name or import path.
+        task_name: name of a task of the package, or import path of another.
         task_options: of the task's constructor.
         reward: what the task's reward becomes.
         model: fields of `ModelConfig`; the task's tokenizer gives `vocab_size`.
@@ -52,7 +53,8 @@ class ExperimentConfig:
         eval: evaluation.
         checkpoint: checkpoints.
         log: what is written.
-        runtime_name: `local`, `ray` or `sync`.
+        runtime_name: `local`, samplers in processes of this machine, `ray`, as actors of a Ray
+            cluster, or `sync`, one process that samples and trains in turn.
         stall_s: seconds that the learner waits for a group, or for an update to be published or
             saved, before it gives up.
         lease_s: seconds that a sampler may have a lease, the compilation of its programs included,

@@ -1,4 +1,4 @@
-"""Repeats an experiment over values of its fields: `python -m asympo_jax.sweep --workdir=DIR`.
+"""Repeats an experiment over values of its fields.
 
     python -m asympo_jax.sweep --config=configs/staleness.py --workdir=runs/staleness
     python -m asympo_jax.sweep --config=configs/staleness.py:periodic --workdir=runs/periodic
@@ -7,6 +7,7 @@
 The same command on the same workdir goes on: what is done is not repeated. Compact results are in
 DIR/results after each run; `python -m asympo_jax.report DIR` makes the table and the pictures.
 Runs are many: configs/staleness.py says how long its studies took.
+
 Exit codes: 0 done · 1 a run failed · 2 wrong input · 75 another sweep has the workdir ·
 130 interrupted · 143 terminated, or the terminal was closed.
 """
@@ -25,7 +26,7 @@ _CONFIG = command.define_config_flag("The config file of a sweep, such as config
 flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the sweep.", required=True)
 _PROCESSES = flags.DEFINE_integer(
-    "processes", None, "Runs at a time; as many as there are cores if not given.", lower_bound=1
+    "processes", None, "Runs at a time. Without it, as many as there are cores.", lower_bound=1
 )
 
 

@@ -1,4 +1,6 @@
-"""Makes a tiny random model as a Hugging Face directory: `… tiny --family=qwen3 --out=DIR`.
+"""Makes a tiny random model as a Hugging Face directory.
+
+    python -m asympo_jax.tiny --family=qwen3 --out=runs/tiny/qwen3
 
 It has the architecture, the chat template's form and the files of the real ones, so that whatever
 is done with those can be tried on a laptop, without a download. Nothing was trained but its
@@ -9,9 +11,11 @@ from absl import flags
 
 from asympo_jax import command, tiny_models
 
-_FAMILY = flags.DEFINE_enum("family", "qwen3", sorted(tiny_models.FAMILIES), "Architecture.")
+_FAMILY = flags.DEFINE_enum(
+    "family", "qwen3", sorted(tiny_models.FAMILIES), "Architecture of the model."
+)
 _OUT = flags.DEFINE_string("out", None, "Directory to write; new or empty.", required=True)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the random parameters.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the random parameters.", lower_bound=0)
 
 
 def main() -> None:

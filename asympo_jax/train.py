@@ -1,6 +1,11 @@
-"""Trains: `python -m asympo_jax.train --config=configs/arithmetic.py --workdir=DIR`.
+"""Trains, or carries a run on.
 
-The same command on the same workdir carries on where it stopped. SIGTERM saves, then stops.
+    python -m asympo_jax.train --config=configs/arithmetic.py
+    python -m asympo_jax.train --config=configs/arithmetic.py --config.lag=64 --workdir=runs/lag64
+
+The same command carries on where it stopped; with a larger num_updates it makes a run longer.
+SIGTERM and Ctrl-C save, then stop; a second Ctrl-C stops at once.
+
 Exit codes: 0 done · 1 the run failed, the last line says why · 2 wrong input, nothing was started ·
 3 numbers are no longer finite, as they would be again · 75 asked to stop, and everything is saved,
 or another run has the workdir, or one of several processes is missing · 130 interrupted ·
@@ -11,7 +16,7 @@ With --distributed the same command on several hosts is one run: docs/sharding.m
 
 from absl import flags
 
-from asympo_jax import command, following, hosts, training
+from asympo_jax import command, following, hosts, run_names, training
 from asympo_jax.config import resolve
 from asympo_jax.progress import say
 
@@ -19,7 +24,12 @@ _TIMEOUT_S = 300.0
 
 _CONFIG = command.define_config_flag()
 flags.declare_key_flag("config")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Directory of the run. Without it, runs/TASK-OBJECTIVE-lagLAG-seedSEED-HASH, with a hash of "
+    "the fields that differ from their defaults.",
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
     None,
@@ -39,8 +49,9 @@ _TIMEOUT = flags.DEFINE_float(
 def main() -> None:
     """Checks the config, runs the experiment, says what came out."""
     with command.refusals():
-        workdir = command.directory(_WORKDIR)
         config, cluster = resolve(_CONFIG.value), _cluster()
+        given = command.directory(_WORKDIR) if _WORKDIR.present else None
+        workdir = given or run_names.default_workdir(config)
     with hosts.joined(cluster) as joined:
         with command.refusals():
             config.learner.mesh.check_processes(joined.count)
@@ -50,8 +61,7 @@ def main() -> None:
             return
         with command.refusals():
             prepared = training.prepare(config, workdir)
-        if prepared.result is not None:
-            say(f"{workdir}: already complete")
+        say(f"run: {workdir}" + (", already complete" if prepared.result is not None else ""))
         result = prepared.run(joined)
     command.tell(
         f"{workdir}: {result['updates']} updates, accuracy {result['eval/accuracy']:.3f} sampled, "

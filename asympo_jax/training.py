@@ -16,7 +16,7 @@ from typing import IO, Any
 import jax
 
 from asympo_jax import beginning, environment, experiment, interrupts, live, states, workdirs
-from asympo_jax.endings import Diverged, RunFailed, Stopped, failures
+from asympo_jax.endings import Diverged, RunFailed, failures
 from asympo_jax.hosts import ALONE, Hosts
 from asympo_jax.initial import check_initial
 from asympo_jax.learning import TrainState
@@ -218,16 +218,16 @@ class _Run:
         """What the run came to, once its last evaluation has come in; all is saved before.
 
         Raises:
-            Stopped: it was asked to end, in training or now.
+            Stopped: it was asked to end, in training or now; Interrupted if by Ctrl-C.
         """
         update = int(state.update)
         try:
-            if interrupts.is_asked():
-                raise interrupts.Terminated
+            interrupts.raise_if_asked()
             after = log.last(update, state.policy, interrupts.raise_if_received)
-        except interrupts.Terminated as asked:
-            raise Stopped(
-                f"stopped as asked after update {update} of {self.config.pacing.num_updates}, "
+        except (interrupts.Terminated, KeyboardInterrupt) as asked:
+            ending = interrupts.ending_of(asked)
+            raise ending(
+                f"{ending.verb} after update {update} of {self.config.pacing.num_updates}, "
                 "which is saved; the same command carries on"
             ) from asked
         self.hosts.lockstep.announce("hash")

@@ -69,10 +69,11 @@ def _warm_up(config: ExperimentConfig, parts: Parts, check: Callable[[], None]) 
         model, optimizer, config.step.micro_batch, config.step.logp_chunk
     )
     start = time.monotonic()
+    say(f"warm-up: {warmup.num_steps} steps on written-out answers; compiling the first")
     for number, (tokens_BT, scored_BT) in enumerate(_demonstrations(config, parts), start=1):
         check()
         state, loss = step(state, tokens_BT, scored_BT)
-        if number % max(1, warmup.num_steps // 8) == 0:
+        if number == 1 or number % max(1, warmup.num_steps // 8) == 0:
             say(
                 f"warm-up {number:4d}/{warmup.num_steps} · loss {float(loss):.3f} nats per token"
                 f" · {time.monotonic() - start:.0f} s"

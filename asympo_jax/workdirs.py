@@ -137,6 +137,11 @@ def checkpoint_updates(workdir: pathlib.Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())  # others are being written
 
 
+def fixed_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names and values of a plain config's fields that may not change on one workdir."""
+    return {name: value for name, value in _leaves(config) if not name.startswith(_FREE)}
+
+
 def check_writable(field: str, directory: pathlib.Path) -> None:
     """Makes the directory, and refuses one that this process cannot read and write.
 
@@ -244,9 +249,9 @@ def _require_empty(workdir: pathlib.Path) -> None:
 
 def _require_same(workdir: pathlib.Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuses a config that differs from the one that the workdir was started with."""
-    old, new = dict(_leaves(before)), dict(_leaves(now))
+    old, new = fixed_fields(before), fixed_fields(now)
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name) and not name.startswith(_FREE):
+        if old.get(name) != new.get(name):
             raise ValueError(
                 f"{name}={new.get(name)!r}: workdir={workdir} was started with "
                 f"{old.get(name)!r}; use another workdir"

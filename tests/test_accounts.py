@@ -111,6 +111,15 @@ def test_the_first_update_in_which_programs_are_compiled_counts_until_there_is_a
     assert shares.ideal_fraction == meter.metrics()["pipeline/ideal_fraction"] == 0.25
 
 
+def test_a_run_that_ends_while_its_pipeline_fills_has_no_bottleneck():
+    meter = PipelineMeter(num_samplers=1, num_filling=3, clock=Clock())
+    for update in range(1, 4):
+        meter.add(published(update, 2.0 * update, 1.5, 0.5, 4.0 * update))
+    assert meter.whole() is None
+    meter.add(published(4, 8.0, 1.5, 0.5, 16.0))
+    assert meter.whole() is not None
+
+
 @pytest.mark.parametrize(
     ("train_s", "sample_s", "words"),
     [

@@ -255,13 +255,6 @@ def test_the_command_ends_with_one_sentence_and_code_2(runner, tmp_path, flags, 
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_help_is_no_failure(runner, tmp_path):
-    for module in ("train", "evaluate", "sweep", "export", "replay"):
-        command = [sys.executable, "-m", f"asympo_jax.{module}", "--help"]
-        done = runner.finish_afresh(tmp_path, command)
-        assert done.code == 0 and "--workdir" in done.stdout
-
-
 def test_a_workdir_that_holds_something_else_is_refused(runner, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     code, stderr = train(runner, tmp_path)

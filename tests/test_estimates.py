@@ -8,6 +8,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import scipy.stats
 
 from asympo_jax.sampling import estimates
 
@@ -108,10 +109,13 @@ def test_an_interval_does_not_depend_on_what_else_is_estimated():
     assert list(together) == ["b", "a"]
 
 
-def test_prompts_that_are_all_alike_have_an_interval_of_no_width():
-    found = estimates.estimate({"all": np.ones(9), "none": np.zeros(9)})
-    assert found["all"] == estimates.Estimate(1.0, 0.0, 1.0, 1.0)
-    assert found["none"] == estimates.Estimate(0.0, 0.0, 0.0, 0.0)
+@pytest.mark.parametrize("num_right", [0, 9])
+def test_none_or_all_of_the_prompts_right_has_the_interval_of_wilson(num_right):
+    found = estimates.estimate({"all": np.full(9, num_right / 9), "half": np.full(9, 0.5)})
+    expected = scipy.stats.binomtest(num_right, 9).proportion_ci(0.95, method="wilson")
+    assert (found["all"].low, found["all"].high) == pytest.approx((expected.low, expected.high))
+    assert found["all"].standard_error == pytest.approx(0.1)
+    assert found["half"] == estimates.Estimate(0.5, 0.0, 0.5, 0.5)
 
 
 def test_a_single_prompt_has_no_interval():

@@ -80,12 +80,16 @@ def test_a_run_that_is_killed_at_random_moments_trains_the_same_tickets_and_ends
     assert_ends_as(whole, runner, tmp_path / "run")
 
 
-def test_ctrl_c_at_any_moment_leaves_nothing_but_what_was_saved(runner, tmp_path):
-    named = [Moment(name, 1, INT) for name in ("start", "lock")]
+def test_ctrl_c_saves_what_was_trained_and_at_any_moment_leaves_nothing_else(runner, tmp_path):
+    named = [Moment(name, 1, INT) for name in ("start", "lock", "update")]
     for moment in [*named, *random_moments(1, INT)]:
         ended = run(runner, tmp_path / "run", moment, **{**FIELDS, "num_updates": 100_000})
         assert ended.code == 130, (moment, ended.stderr)
         assert "error: interrupted" in ended.stderr
+        if moment.name == "update":
+            saved = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+            assert saved == ended.metrics[-1]["update"], "no update is lost"
+            assert "saved" in ended.error
         assert wait_until(lambda: nothing_is_left(runner, tmp_path))
 
 

@@ -161,13 +161,17 @@ def test_a_command_that_failed_ends_with_its_code_although_a_thread_hangs():
     assert stderr == "error: it says why\n"
 
 
-def test_a_signal_in_the_last_evaluation_stops_a_run_that_has_saved_all(tmp_path):
+@pytest.mark.parametrize(
+    ("signalled", "ending"),
+    [(interrupts.Terminated, endings.Stopped), (KeyboardInterrupt, endings.Interrupted)],
+)
+def test_a_signal_in_the_last_evaluation_stops_a_run_that_has_saved_all(signalled, ending):
     def last(*_: object) -> None:
-        raise interrupts.Terminated
+        raise signalled
 
     run: Any = training._Run(resolve(default_config()), *[None] * 4)  # pyright: ignore
     state = types.SimpleNamespace(update=7, policy=None)
-    with pytest.raises(endings.Stopped, match=r"after update 7 of .* is saved"):
+    with pytest.raises(ending, match=r"after update 7 of .* is saved"):
         run._finish(types.SimpleNamespace(last=last), None, state)
 
 
@@ -183,16 +187,41 @@ def test_what_has_saved_all_and_does_not_end_after_a_signal_says_that_it_has_sav
     assert started.returncode == 75
 
 
-def test_what_is_asked_to_end_has_its_grace_time_and_no_more():
-    started = program("""
-        interrupts.install('carry on', 3600.0)
-        with interrupts.asking(lambda: say('asked'), 0.2):
+@pytest.mark.parametrize(
+    ("number", "end_s", "grace_s", "code"),
+    [
+        (signal.SIGTERM, 3600.0, 0.2, 143),
+        (signal.SIGINT, 3600.0, 0.2, 130),
+        (signal.SIGINT, 0.2, 3600.0, 130),  # a person waits no longer than for any other end
+    ],
+)
+def test_what_is_asked_to_end_has_its_grace_time_and_no_more(number, end_s, grace_s, code):
+    started = program(f"""
+        interrupts.install('carry on', {end_s})
+        with interrupts.asking(lambda: say('asked'), {grace_s}):
             hang()
     """)
-    started.send_signal(signal.SIGTERM)
-    stdout, _ = started.communicate(timeout=TIMEOUT_S)
+    started.send_signal(number)
+    stdout, stderr = started.communicate(timeout=TIMEOUT_S)
     assert stdout == "asked\n"
-    assert started.returncode == 143
+    assert started.returncode == code
+    told, last = stderr.splitlines()
+    assert told.startswith(f"{signal.Signals(number).name}: ") and " 0.2 s at most" in told
+    assert last.endswith("not in time; carry on")
+
+
+def test_ctrl_c_gives_no_more_time_to_what_has_saved():
+    started = program("""
+        interrupts.install('carry on', 3600.0)
+        with interrupts.asking(lambda: say('asked'), 0.5):
+            say('hangs')
+            while not interrupts.is_asked():
+                time.sleep(0.01)
+        hang()
+    """)
+    started.send_signal(signal.SIGINT)
+    started.communicate(timeout=TIMEOUT_S)
+    assert started.returncode == 130
 
 
 def test_what_has_saved_in_its_grace_time_and_does_not_end_says_that_it_has_saved():

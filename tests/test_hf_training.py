@@ -164,6 +164,16 @@ def test_directories_that_cannot_be_loaded_are_refused_before_anything_starts(gs
     assert "tensor 'model.layers.2." in refusal() and "is missing" in refusal()
 
 
+def test_a_config_of_a_real_model_without_its_directory_is_told_to_name_it():
+    get_config = runpy.run_path(str(CONFIGS / "math_qwen3_1p7b.py"))["get_config"]
+    with pytest.raises(ValueError, match=r"take it from model\.hf_dir, so set that"):
+        build_parts(resolve(get_config()))
+    config = get_config()
+    config.model.hf_dir = "/nowhere"
+    with pytest.raises(ValueError, match=r"^model\.hf_dir: .*/nowhere"):
+        build_parts(resolve(config))
+
+
 def test_a_model_may_have_more_rows_than_its_tokenizer_has_ids(gsm8k, tmp_path):
     write_tiny(tmp_path / "hf", "llama3")
     config = resolve(config_of(tmp_path / "hf", gsm8k))

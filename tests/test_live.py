@@ -240,5 +240,5 @@ def test_a_run_on_a_terminal_that_is_interrupted_says_so_below_its_view(runner, 
     text = told.decode()
     assert HIDDEN_CURSOR not in text and OTHER_SCREEN not in text
     *above, last = text.strip().splitlines()
-    assert "interrupted; the same command carries on" in last
+    assert "is saved; the same command carries on" in last
     assert "╰" in above[-1]

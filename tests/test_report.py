@@ -83,6 +83,11 @@ def test_the_standard_error_is_that_of_a_share_of_all_sampled_responses(tmp_path
     assert row["accuracy_before_standard_error"] == pytest.approx(0.05)
 
 
+def test_no_right_response_of_100_is_not_told_as_certainly_none(tmp_path, capsys):
+    main([str(write_run(tmp_path / "a", accuracies=(0.5, None, 0.7, None, 0.0)))])
+    assert "0.500 → 0.000 ± 0.010" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("accuracies", "collapsed"),
     [

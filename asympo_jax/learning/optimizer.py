@@ -11,14 +11,14 @@ class OptimizerConfig:
     """Adam (decoupled weight decay) behind a clip of the global gradient norm.
 
     Attributes:
-        learning_rate: peak.
+        learning_rate: its peak.
         warmup_updates: updates over which the rate rises linearly: update n of the first w has the
             peak times (n + 1) / w.
         decay_updates: updates after which the rate has fallen to 0 along a cosine; 0 keeps it.
         b1: decay of the first moment.
         b2: decay of the second moment.
         epsilon: added to the root of the second moment.
-        weight_decay: decoupled.
+        weight_decay: coefficient of the decoupled decay.
         clip_norm: largest global gradient norm; 0 does not clip.
     """
 

@@ -17,7 +17,7 @@ from asympo_jax.progress import say
 
 _CONFIG = command.define_config_flag()
 flags.declare_key_flag("config")
-_MEMORY = flags.DEFINE_string("device_memory", None, "Of a device, such as 16GiB.")
+_MEMORY = flags.DEFINE_string("device_memory", None, "Memory of a device, such as 16GiB.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "A slice of TPUs, such as v5e:4x4.")
 _ALL_LAYERS = flags.DEFINE_bool(
     "all_layers",

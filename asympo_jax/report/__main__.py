@@ -1,10 +1,13 @@
-"""Compares runs, finished or not: `python -m asympo_jax.report DIR… [--out=DIR]`.
+"""Compares runs, finished or not.
+
+    python -m asympo_jax.report runs/spo runs/quickstart/asympo --out=runs/report
 
 Prints a row a run and writes `report.html`, a page that opens anywhere, `curves.png`, `report.json`
 and `trace.json`, for Perfetto, for one run into its own `report/`, for several into the `report/`
-of the folder that holds them all. Of a sweep, DIR is its workdir or
-the results in it; the table then averages over seeds and is written as `table.md`, too, into the
-`report/` of the results. It only reads files, so it needs no device and disturbs no run at work.
+of the folder that holds them all. Of a sweep, DIR is its workdir or the results in it; the table
+then averages over seeds and is written as `table.md`, too, into the `report/` of the results. It
+only reads files, so it needs no device and disturbs no run at work.
+
 Exit codes: 0 done · 2 wrong input.
 """
 
@@ -29,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Reads the runs, prints the table, writes the files; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m asympo_jax.report",
-        description="Compares runs: a table, and report.html, curves.png, report.json and "
-        "trace.json on disk.",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "directories",

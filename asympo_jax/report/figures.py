@@ -23,6 +23,7 @@ from asympo_jax.report.panels import (
     write_ends,
 )
 from asympo_jax.report.records import Run
+from asympo_jax.report.table import standard_error
 
 if TYPE_CHECKING:  # matplotlib is slow to load
     from matplotlib.axes import Axes
@@ -128,9 +129,9 @@ def _paint_accuracy(panel: "Axes", lines: Sequence[_Line]) -> None:
         updates, shares = line.run.accuracies()
         if not updates:
             continue
-        errors = [math.sqrt(max(0.0, p * (1 - p)) / line.run.num_graded) for p in shares]
-        low = [p - error for p, error in zip(shares, errors, strict=True)]
-        high = [p + error for p, error in zip(shares, errors, strict=True)]
+        errors = [standard_error(p, line.run.num_graded) or 0.0 for p in shares]
+        low = [max(p - error, min(p, 0.0)) for p, error in zip(shares, errors, strict=True)]
+        high = [min(p + error, max(p, 1.0)) for p, error in zip(shares, errors, strict=True)]
         panel.fill_between(updates, low, high, color=line.colour, alpha=0.15, linewidth=0)
         panel.plot(updates, shares, color=line.colour, linewidth=1.8, marker="o", markersize=3.2)
         label = f"{_cut(line.label)}: {shares[-1]:.2f}"

@@ -81,9 +81,9 @@ def make_row(run: Run) -> Row:
         updates=run.update,
         num_updates=run.settings["num_updates"],
         accuracy_before=before,
-        accuracy_before_standard_error=_standard_error(before, run.num_graded),
+        accuracy_before_standard_error=standard_error(before, run.num_graded),
         accuracy_after=after,
-        accuracy_after_standard_error=_standard_error(after, run.num_graded),
+        accuracy_after_standard_error=standard_error(after, run.num_graded),
         accuracy_best=best,
         greedy_before=greedy.get(0),
         greedy_after=greedy[max(greedy)] if max(greedy, default=0) else None,
@@ -131,10 +131,16 @@ def align(table: Sequence[Sequence[str]], num_words: int) -> str:
     return "".join(lines)
 
 
-def _standard_error(share: float | None, num_graded: int) -> float | None:
-    """√(p (1 − p) / n): binomial, responses taken as independent; None of what is no share."""
+def standard_error(share: float | None, num_graded: int) -> float | None:
+    """√(p (1 − p) / n): binomial, responses taken as independent; None of what is no share.
+
+    Of 0 or all of n responses it is 1 / (n + 1), as far as Wilson's interval reaches: none that is
+    right says little about a share below that.
+    """
     if share is None or not 0 <= share <= 1:
         return None
+    if share in (0, 1):
+        return 1 / (num_graded + 1)
     return math.sqrt(share * (1 - share) / num_graded)
 
 

@@ -72,11 +72,19 @@ class PipelineMeter:
 
     Args:
         num_samplers: samplers that work at the same time.
+        num_filling: updates at the beginning whose samples were all drawn before there was a
+            second version, so that they say nothing on who waits for whom.
         clock: monotonic seconds.
     """
 
-    def __init__(self, num_samplers: int, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        num_samplers: int,
+        num_filling: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         """Starts the clock."""
+        self._num_filling = num_filling
         self._num_samplers = num_samplers
         self._marks = collections.deque([_Mark(clock())], maxlen=_WINDOW + 1)
         self._first: _Mark | None = None  # the end of the first update
@@ -124,9 +132,9 @@ class PipelineMeter:
         }
 
     def whole(self) -> PipelineShares | None:
-        """Means over all updates but the first; None where there are none."""
+        """Means over all updates but the first; None where too few came after the filling."""
         first, last = self._first, self._marks[-1]
-        if first is None or last is first:
+        if first is None or last is first or self._num_updates <= self._num_filling:
             return None
         return self._shares(first, last, self._num_updates - 1)
 

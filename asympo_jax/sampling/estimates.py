@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 _LEVEL = 0.95
+_SQUARED_DEVIATIONS = 1.959964**2  # of a normal distribution, that 95 % are within
 _NUM_RESAMPLES = 2000
 _SEED = 0
 
@@ -23,7 +24,8 @@ class Estimate:
 
     Attributes:
         mean: over prompts.
-        standard_error: of `mean`; NaN for a single prompt.
+        standard_error: of `mean`; 1 / (P + 1) where all of P prompts are 0, or all 1, as far as
+            Wilson's interval of one standard error reaches; NaN for a single prompt.
         low: lower end of the 95 % interval; NaN for a single prompt.
         high: its upper end.
     """
@@ -102,8 +104,8 @@ def estimate(value_P_of: Mapping[str, Float[np.ndarray, " P"]]) -> dict[str, Est
     """The mean of each value over prompts, with its standard error and 95 % interval.
 
     The interval is the percentile bootstrap: 2000 times as many prompts are drawn with replacement,
-    by a fixed seed, the same for all values. It has no width where all prompts have one value, and
-    is too narrow for a few prompts, as any bootstrap.
+    by a fixed seed, the same for all values. It is too narrow for a few prompts, as any bootstrap,
+    and would have no width where all prompts are 0 or all are 1: there it is Wilson's.
 
     Args:
         value_P_of: name -> a number for each of the same P ≥ 1 prompts.
@@ -117,6 +119,11 @@ def estimate(value_P_of: Mapping[str, Float[np.ndarray, " P"]]) -> dict[str, Est
         error_N = [value_P.std(ddof=1) / math.sqrt(num_prompts) for value_P in values]
         tail = (1 - _LEVEL) / 2
         low_N, high_N = np.quantile(_resampled(np.stack(values, axis=1)), [tail, 1 - tail], axis=0)
+        for n, mean in enumerate(mean_N):
+            if mean in (0.0, 1.0):
+                reach = _SQUARED_DEVIATIONS / (num_prompts + _SQUARED_DEVIATIONS)
+                low_N[n], high_N[n] = (0.0, reach) if mean == 0.0 else (1.0 - reach, 1.0)
+                error_N[n] = 1 / (num_prompts + 1)
     return {
         name: Estimate(*map(float, numbers))
         for name, *numbers in zip(names, mean_N, error_N, low_N, high_N, strict=True)

@@ -32,8 +32,8 @@ def load_tokenizer(tokenizer_dir: str) -> HfTokenizer:
     """
     if not tokenizer_dir:
         raise ValueError(
-            "task.tokenizer_dir is not set: name a local directory with the tokenizer.json of the "
-            "model"
+            "task.tokenizer_dir is not set: must be a local directory with the tokenizer.json of a "
+            "model; the configs of real models take it from model.hf_dir, so set that"
         )
     try:
         return HfTokenizer(tokenizer_dir)

@@ -1,0 +1,219 @@
+"""The documentation says what the code does: blocks run, commands parse, messages exist."""
+
+import ast
+import contextlib
+import importlib.util
+import io
+import pathlib
+import re
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import asympo_jax
+from asympo_jax import __main__ as asympo
+from asympo_jax import models, objectives
+from asympo_jax.defaults import default_config
+from asympo_jax.models import ModelConfig
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = pathlib.Path(asympo_jax.__file__).parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.M | re.S)
+
+
+def load(path: pathlib.Path) -> Any:
+    """A script of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(language: str) -> list[Any]:
+    """The blocks of a language in all pages, named by page and line."""
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        for match in BLOCK.finditer(text):
+            if match[2] == language:
+                line = text.count("\n", 0, match.start()) + 1
+                found.append(pytest.param(match[3], id=f"{page.name}:{line}"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def generate():
+    return load(ROOT / "docs" / "generate.py")
+
+
+def test_the_pages_made_from_the_code_are_those_that_are_committed(generate):
+    for page in ("config", "api"):
+        made = getattr(generate, f"{page}_page")()
+        assert (ROOT / "docs" / f"{page}.md").read_text() == made, "run python docs/generate.py"
+
+
+def test_every_field_of_a_config_is_described_in_words(generate):
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| \S+ \| (.*) \|$", generate.config_page(), re.M))
+    fields = set(flat(default_config()))
+    assert set(rows) == fields
+    assert not [field for field, words in rows.items() if len(words.split()) < 2]
+
+
+def test_every_name_that_a_package_exports_is_on_the_page_of_names(generate):
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = set(re.findall(r"^\| `(\w+)", page, re.M))
+    exported = {name for package in ("models", "objectives", "tasks") for name in exports(package)}
+    assert exported <= listed
+
+
+def exports(package: str) -> list[str]:
+    return importlib.import_module(f"asympo_jax.{package}").__all__
+
+
+def flat(config: Any, prefix: str = "") -> Iterator[str]:
+    for name in config:
+        value = config[name]
+        if hasattr(value, "items"):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/objectives.md"])
+def test_the_tables_of_objectives_name_each_with_its_options_and_their_defaults(generate, page):
+    text = (ROOT / page).read_text()
+    for name in objectives.names():
+        options = {
+            option: parameter.default
+            for function in generate.weights_of(name)
+            for option, parameter in generate.options_of(function).items()
+        }
+        (row,) = (line for line in text.splitlines() if re.match(rf"\| \[?`{name}`", line))
+        told = dict(re.findall(r"`(\w+)` = (-?[\w.]+)", row))
+        assert {option: float(value) for option, value in told.items()} == options, name
+
+
+# What the blocks leave to the reader: the arrays of his own learner.
+PROVIDED = {
+    "rewards_PG": np.array([[0.0, 1.0], [1.0, 1.0]], np.float32),
+    "logp_BT": np.full((4, 3), -0.5, np.float32),
+    "mask_BT": np.ones((4, 3), bool),
+    "tokens_BT": np.ones((1, 4), np.int32),
+}
+
+
+@pytest.fixture(scope="module")
+def hf_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("hf") / "model"
+    config = ModelConfig(8, 1, 8, 2, 1, 4, 8, 1e4, 1e-6, False, False, True, "float32")
+    model = models.Model(config, models.init_params(config, jax.random.key(0)))
+    models.save(model, directory, stop_ids=(1,))
+    return directory
+
+
+@pytest.mark.parametrize("source", blocks("python"))
+def test_a_block_of_python_runs(source, hf_dir, tmp_path):
+    names = {name: jnp.asarray(value) for name, value in PROVIDED.items()}
+    given: Any = {**names, "HF_DIR": str(hf_dir), "OUT_DIR": str(tmp_path / "out")}
+    given["__name__"] = "a_page"
+    exec(compile(source, "a page", "exec"), given)
+
+
+def commands(source: str) -> Iterator[list[str]]:
+    """The commands of the package in a block of bash, without what surrounds them."""
+    for line in source.replace("\\\n", " ").splitlines():
+        if not re.search(r"^asympo |^python -m asympo_jax\.|^(bash|sbatch) .*launch/.* -- ", line):
+            continue
+        words = shlex.split(line.partition(" | ")[0], comments=True)
+        if words[0] == "asympo":
+            yield words[1:]
+        elif words[0] == "python":
+            yield [words[2].removeprefix("asympo_jax."), *words[3:]]
+        else:
+            yield ["train", *words[words.index("--") + 1 :]]
+
+
+def flags_of(verb: str) -> set[str]:
+    """The flags that a command defines, read from its source."""
+    path = PACKAGE / f"{verb}.py"
+    path = path if path.exists() else PACKAGE / verb / "__main__.py"
+    source = path.read_text()
+    found = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
+    found |= set(re.findall(r'add_argument\(\s*"--(\w+)"', source))
+    if verb == "inspect":
+        found |= {
+            f"{side}_{field}" for side in ("min", "max") for field in ("reward", "tokens", "lag")
+        }
+    return found | ({"config"} if "define_config_flag" in source else set()) | {"help"}
+
+
+@pytest.mark.parametrize("source", blocks("bash"))
+def test_a_block_of_bash_names_verbs_flags_fields_and_files_that_exist(source):
+    fields = set(flat(default_config()))
+    own = re.compile(r"(objective|task)\.\w+")  # options of one's own
+    for verb, *arguments in commands(source):
+        if verb == "tasks.gsm8k":
+            continue
+        assert verb in asympo.VERBS, verb
+        known = flags_of(verb)
+        for argument in arguments:
+            name, _, value = argument.partition("=")
+            if not name.startswith("--"):
+                continue
+            flag, _, field = name[2:].partition(".")
+            assert flag in known, f"{verb} has no flag {name}"
+            assert not field or field in fields or own.fullmatch(field), f"no field {field}"
+            if flag == "config" and not field and value.startswith("configs/"):
+                assert (ROOT / value.partition(":")[0]).is_file(), value
+    for script in re.findall(r"(?:bash|sbatch[^\n]*?) (launch/\S+)", source):
+        assert (ROOT / script).is_file(), script
+
+
+def templates() -> list[str]:
+    """All texts in the package, what is filled in written as `…`."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (v.value if isinstance(v, ast.Constant) else "…" for v in node.values)
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_every_message_that_the_questions_quote_is_one_of_the_package():
+    quoted = re.findall(r"^> `(.+)`$", (ROOT / "docs" / "faq.md").read_text(), re.M)
+    assert len(quoted) > 20
+    texts = templates()
+    for message in quoted:
+        pattern = re.compile(".*?".join(map(re.escape, message.split("…"))), re.S)
+        assert any(map(pattern.search, texts)), f"no text of the package has {message!r}"
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs", reason="needs the extra docs")
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+    from mkdocs.exceptions import Abort
+
+    out = tmp_path / "site"
+    heard = io.StringIO()
+    with contextlib.redirect_stderr(heard):
+        try:
+            config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(out), strict=True)
+            build(config)
+        except Abort as abort:
+            pytest.fail(f"{abort} {heard.getvalue()}")
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
+    assert pages <= {path.stem for path in out.glob("*.html")}
+    assert not re.search(
+        r'(src|href)="https?://[^"]*\.(js|css|woff2?)"', (out / "index.html").read_text()
+    )
