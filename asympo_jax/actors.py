@@ -42,14 +42,14 @@ class ReceivedStore(SnapshotStore):
         """Takes the files of a version, by name, for its first reader."""
         self._contents = contents
 
-    def read_policy(self, version: int, *args: Any) -> Any:
+    def read_policy(self, version: int, *args: Any, **kwargs: Any) -> Any:
         """See `SnapshotStore.read_policy`."""
         contents, self._contents = self._contents, {}
         paths = [self.directory / name for name in contents]
         try:
             for path, content in zip(paths, contents.values(), strict=True):
                 content.tofile(path)
-            return super().read_policy(version, *args)
+            return super().read_policy(version, *args, **kwargs)
         finally:
             for path in paths:
                 path.unlink(missing_ok=True)

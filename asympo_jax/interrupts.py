@@ -148,8 +148,8 @@ def ask() -> None:
     """
     if _ending.ask is None:
         _ending.received.append(Terminated)  # raised where the work says that it is safe
-    elif not _ending.asked:
-        _ending.asked = True
+    elif _ending.asked is None:
+        _ending.asked = Terminated
         _ending.ask()
 
 

@@ -95,7 +95,6 @@ def make_learner(
     """
     step, sign_gradients = make_programs(config, parts, mesh)
     in_process = config.runtime_name == "sync"
-
     cadence = SaveCadence(config.checkpoint.every_updates, config.checkpoint.every_s)
 
     def is_save_due(version: int) -> bool:

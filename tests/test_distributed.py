@@ -1,6 +1,7 @@
 """Two real processes that train as one: the same bits, each other's checkpoints, one end."""
 
 import signal
+from typing import Any
 
 import pytest
 from several_processes import asked, flags, in_environment, killed, run, signalled, slurm
@@ -10,7 +11,11 @@ from asympo_jax.hosts import Cluster
 from asympo_jax.models.sharding import MeshShape
 from asympo_jax.runtime.lockstep import Ended, Lockstep
 
-FIELDS = {"warmup__num_steps": 2, "log__gradients_every_updates": 3, "checkpoint__every_updates": 3}
+FIELDS: dict[str, Any] = {
+    "warmup__num_steps": 2,
+    "log__gradients_every_updates": 3,
+    "checkpoint__every_updates": 3,
+}
 
 
 @pytest.fixture(scope="module")

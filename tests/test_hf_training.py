@@ -114,7 +114,9 @@ def test_samplers_get_bfloat16_if_that_is_asked_for(trained):
     _, run, _ = trained
     # The snapshots that a resumed run would sample with, as samplers had them.
     snapshots = run.workdir / "checkpoints" / "2" / "snapshots"
-    found = ocp.StandardCheckpointer().metadata(snapshots).item_metadata.tree
+    metadata = ocp.StandardCheckpointer().metadata(snapshots).item_metadata
+    assert metadata is not None
+    found = metadata.tree
     assert set(found) == {"1", "2"}
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(found)} == {"bfloat16"}
 

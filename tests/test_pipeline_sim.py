@@ -5,6 +5,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ def sim():
     sys.path.remove(str(BENCHMARKS))
 
 
-def simulated(sim, order="ticket", lag=2, samplers=1, cores=1, seed=0, leases=2, **more):
+def simulated(sim, order: Any = "ticket", lag=2, samplers=1, cores=1, seed=0, leases=2, **more):
     """A simulation of 24 updates of so many leases, at its end, and what it came to."""
     pacing = Pacing(order, lag, 24, leases, 1)
     fields = {"capacity": max(1, lag) * leases, "num_samplers": samplers, "sampler_cores": cores}

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -168,7 +169,7 @@ def longer_run(runner: Runner, folder: pathlib.Path) -> dict[int, dict]:
     Made once, whoever asks first; the others wait.
     """
     folder.mkdir(exist_ok=True)
-    fields: dict[str, object] = {"runtime__name": "sync", "eval__num_prompts": 40}
+    fields: dict[str, Any] = {"runtime__name": "sync", "eval__num_prompts": 40}
     fields |= {"optimizer__learning_rate": 0.05, "model__qk_norm": True}
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
