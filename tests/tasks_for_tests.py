@@ -183,13 +183,14 @@ class DiesInTurn(Digits):
         collect_really = replaced(engine._Device, "_collect", collect)
 
     def _dies_reading(self):
-        """With the second snapshot read and not yet checked."""
+        """With the second snapshot read and not yet used."""
 
-        def checksum(flat):
+        def read_files(*given):
+            found = read_really(*given)
             self._die_at_call(2)
-            return checksum_really(flat)
+            return found
 
-        checksum_really = replaced(snapshots, "_checksum", checksum)
+        read_really = replaced(snapshots, "read_files", read_files)
 
     def _dies_submitting(self):
         """With half of the second submission sent."""

@@ -1,8 +1,8 @@
 """Trees of arrays in safetensors files, a part of an array at a time.
 
 An array that lies on several devices is written part by part, as they have it, so that no more
-than one part is on the host at once; it may be spread over the files of several processes. Whoever
-reads puts it together, one array after the other.
+than two parts are on the host at once; it may be spread over the files of several processes.
+Whoever reads puts it together, one array after the other.
 """
 
 import contextlib
