@@ -111,7 +111,8 @@ class DiesInActor(Digits):
     def reward(self, prompt, text):
         main = getattr(sys.modules["__main__"], "__file__", "")
         if not main.endswith("default_worker.py"):
-            assert "ray" not in sys.modules
+            # A learner that has joined a cluster of its own has set this before.
+            assert "ray" not in sys.modules or "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" in os.environ
             return super().reward(prompt, text)
         self.calls += 1
         noted = pathlib.Path(os.environ["DIED_AT"])
