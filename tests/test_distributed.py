@@ -11,11 +11,8 @@ from asympo_jax.hosts import Cluster
 from asympo_jax.models.sharding import MeshShape
 from asympo_jax.runtime.lockstep import Ended, Lockstep
 
-FIELDS: dict[str, Any] = {
-    "warmup__num_steps": 2,
-    "log__gradients_every_updates": 3,
-    "checkpoint__every_updates": 3,
-}
+FIELDS: dict[str, Any] = {"warmup__num_steps": 2, "checkpoint__every_updates": 3}
+GRADIENTS: dict[str, Any] = {"log__gradients_every_updates": 3}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +21,7 @@ def one(runner, tmp_path_factory):
 
     Without its flags it would add the same numbers in another order.
     """
-    return run(runner, tmp_path_factory.mktemp("one") / "run", flags(1), **FIELDS)[0]
+    return run(runner, tmp_path_factory.mktemp("one") / "run", flags(1), **FIELDS, **GRADIENTS)[0]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +29,7 @@ def two(runner, tmp_path_factory):
     """Two processes with half of them each, which Slurm tells where they are."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     befores = {i: in_environment(variables) for i, variables in enumerate(slurm(2))}
-    return run(runner, workdir, [["--distributed"]] * 2, befores, **FIELDS)
+    return run(runner, workdir, [["--distributed"]] * 2, befores, **FIELDS, **GRADIENTS)
 
 
 def test_two_processes_end_with_the_bits_and_the_metrics_of_one_on_the_same_mesh(one, two):
