@@ -1,7 +1,8 @@
 """The compact results of a sweep: one JSON file an objective, and one on how they came about.
 
-Of each run: the fields that were varied, accuracy and some metrics at every evaluation (each metric
-as its mean over the updates since the one before), the final result, and the failure if it had one.
+Of each run: the name of its directory, the fields that were varied, accuracy and some metrics at
+every evaluation (each metric as its mean over the updates since the one before), the final result,
+and the failure if it had one.
 """
 
 import json
@@ -92,6 +93,7 @@ def _made() -> dict[str, Any]:
 def _record(case: Case, workdir: pathlib.Path) -> dict[str, Any] | None:
     """What is kept of a run; None while it has not ended."""
     values = {
+        "run": case.name,
         "values": dict(case.values),
         "learning_rate": case.config.optimizer.learning_rate,
         "num_updates": case.config.num_updates,

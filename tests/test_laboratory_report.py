@@ -5,9 +5,11 @@ import json
 import math
 import subprocess
 import sys
+import urllib.parse
 
 import matplotlib.image
 import pytest
+from pages import Page
 
 from asympo_jax import objectives
 from asympo_jax.report import captions
@@ -115,7 +117,7 @@ def test_the_command_prints_the_table_and_writes_all_pictures(tmp_path):
     assert lines[6:8] == ["[with behaviour log-probs]", "grpo       0.800 ± 0.000  0.800 ± 0.000"]
     names = ["accuracy_by_lag.png", "balance.png", "curves.png", "nll.png"]
     files = sorted(path.name for path in (tmp_path / "results" / "report").iterdir())
-    assert files == sorted([*names, "report.json", "table.md"])
+    assert files == sorted([*names, "report.html", "report.json", "table.md"])
     for name in names:
         assert image(tmp_path / "results", name).shape[1] == 1620
 
@@ -425,3 +427,43 @@ def test_a_report_of_a_sweep_does_not_load_jax(tmp_path):
         "sys.exit(sum(name in sys.modules for name in ('jax', 'matplotlib.pyplot')))"
     )
     assert subprocess.run([sys.executable, "-c", program, str(tmp_path)]).returncode == 0
+
+
+def test_the_page_has_table_pictures_and_every_run_and_needs_nothing_else(tmp_path):
+    hostile = "<script>alert(1)</script><img src=x>"
+
+    def make(values):
+        return failed(values, hostile, diverged=False) if values["seed"] == 1 else outcome(values)
+
+    results = write_sweep(tmp_path / "results", axes(lags=(0, 16), seeds=(0, 1)), make)
+    report(results)
+    page = Page((results / "report" / "report.html").read_text())
+    assert {"script", "link", "iframe", "a"}.isdisjoint(tag for tag, _ in page.tags)
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == 4 and len({one["alt"] for one in pictures}) == 4
+    assert all(one["src"].startswith("data:image/png;base64,") for one in pictures)
+    assert "current policy only" in page.text and "0.800 (mean of 1), 1/2 failed" in page.text
+    assert "12 runs" in page.text and page.text.count(hostile) == 6
+
+
+def test_a_run_of_a_sweep_is_a_link_where_its_page_was_made(tmp_path):
+    names = {0: "lag=0,name=a%2Fb", 16: "../outside", 64: "lag=64"}
+    sweep = tmp_path / "sweep"
+    for name in ("lag=0,name=a%2Fb", "../outside"):
+        (sweep / name / "report").mkdir(parents=True)
+        (sweep / name / "report" / "report.html").write_text("")
+
+    def make(values):
+        return outcome(values) | {"run": names[values["lag"]]}
+
+    write_sweep(sweep / "results", axes(["asympo"], list(names), [0]), make)
+    assert main([str(sweep)]) == 0
+    folder = sweep / "results" / "report"
+    page = Page((folder / "report.html").read_text())
+    (address,) = (attributes["href"] for tag, attributes in page.tags if tag == "a")
+    linked = folder / urllib.parse.unquote(address)
+    assert linked.resolve() == (sweep / names[0] / "report" / "report.html").resolve()
+    assert main([str(sweep), f"--out={tmp_path / 'elsewhere'}"]) == 0
+    elsewhere = Page((tmp_path / "elsewhere" / "report.html").read_text())
+    (address,) = (attributes["href"] for tag, attributes in elsewhere.tags if tag == "a")
+    assert (tmp_path / "elsewhere" / urllib.parse.unquote(address)).is_file()

@@ -1,11 +1,11 @@
 """The page of a report: what it shows, that it needs nothing else, and that it trusts no text."""
 
-import html.parser
 import itertools
 import json
 import subprocess
 
 import pytest
+from pages import Page
 from run_cases import metrics_line, write_run
 
 from asympo_jax import environment
@@ -25,21 +25,6 @@ ATTEMPT = {
     "devices": ["cpu", "cpu"],
     "memory_bytes": 2**33,
 }
-
-
-class Page(html.parser.HTMLParser):
-    """Tags with their attributes, and all text."""
-
-    def __init__(self, content):
-        super().__init__()
-        self.tags, self.text = [], ""
-        self.feed(content)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def sample(response="#2", reward: object = 1.0, version=0, ticket=0):

@@ -51,6 +51,7 @@ def test_every_combination_is_run_and_its_compact_result_kept(swept):
     assert len(set(shas(swept.workdir).values())) == 2
     (run,) = results(swept.workdir, "spo")["runs"]
     assert run["values"] == {"lag": 1, "objective.name": "spo", "seed": 3}
+    assert (swept.workdir / run["run"] / "result.json").exists()
     assert run["parameters_sha256"] == shas(swept.workdir)[NAMES[1]]
     assert run["update"] == [0, 2] and len(run["eval/accuracy"]) == 2
     assert run["reward/mean"][0] is None and run["reward/mean"][1] > 0

@@ -4,9 +4,9 @@
 
 Prints a row a run and writes `report.html`, a page that opens anywhere, `curves.png`, `report.json`
 and `trace.json`, for Perfetto, for one run into its own `report/`, for several into the `report/`
-of the folder that holds them all. Of a sweep, DIR is its workdir or the results in it; the table
-then averages over seeds and is written as `table.md`, too, into the `report/` of the results. It
-only reads files, so it needs no device and disturbs no run at work.
+of the folder that holds them all. Of a sweep, DIR is its workdir or the results in it; table, page
+and pictures then average over seeds and are written into the `report/` of the results, the table as
+`table.md`, too. It only reads files, so it needs no device and disturbs no run at work.
 
 Exit codes: 0 done · 2 wrong input.
 """
@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 
 from asympo_jax.printable import visible
-from asympo_jax.report import figures, grid, study, study_figures, study_table
+from asympo_jax.report import figures, grid, study, study_figures, study_page, study_table
 from asympo_jax.report.details import Details, load_details
 from asympo_jax.report.page import render
 from asympo_jax.report.records import load_run
@@ -87,9 +87,12 @@ def _report_study(
         data = json.dumps(study_table.as_data(table), indent=2)
         (out / "report.json").write_text(data + "\n")
         drawn = study_figures.draw(grid.make_grid(loaded, grid.picture_field(loaded)), out)
+        pictures = {name: (out / name).read_bytes() for name in drawn}
+        page = study_page.render(table, pictures, directory, out)
+        (out / "report.html").write_text(page, encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{out}: cannot be written ({error.strerror})") from error
-    files = ", ".join(["table.md", "report.json", *drawn])
+    files = ", ".join(["report.html", "table.md", "report.json", *drawn])
     sys.stdout.write(f"{study_table.format_text(table)}\nwritten into {out}: {files}\n")
     return 0
 

@@ -1,26 +1,17 @@
-"""One page of HTML about runs that needs nothing else: no network, no script, pictures inside.
+"""One page of HTML about runs: numbers, pictures, who waited, samples, what ran."""
 
-Everything that comes from a run is escaped: prompts and answers are whatever a model wrote.
-"""
-
-import base64
-import html
 import io
 import math
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from asympo_jax.printable import visible
 from asympo_jax.report import captions, figures
 from asympo_jax.report.details import Details
+from asympo_jax.report.markup import document, picture, table, text
 from asympo_jax.report.rollouts import Sample
 from asympo_jax.report.table import Row, as_words
 from asympo_jax.report.timeline_figure import draw_timeline
 
-_STYLE = pathlib.Path(__file__).with_name("page.css")
-# Not even a script or an address that got past the escaping would be followed.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _BREAKS = "\n\t"
 _ALTERNATIVES = {
     "accuracy": "Accuracy on held-out prompts over learner updates",
@@ -44,10 +35,10 @@ def render(rows: Sequence[Row], details: Sequence[Details], trace: str | None) -
     title = captions.title(runs)
     pictures = figures.draw_each(runs)
     parts = [
-        f"<h1>{_text(title)}</h1><p class=faint>{_text(captions.subtitle(runs))}</p>",
+        f"<h1>{text(title)}</h1><p class=faint>{text(captions.subtitle(runs))}</p>",
         _numbers(rows),
         "<h2>What happened</h2><div class=pictures>",
-        *(_picture(pictures[name], words) for name, words in _ALTERNATIVES.items()),
+        *(picture(pictures[name], words) for name, words in _ALTERNATIVES.items()),
         "</div>",
         *_who_waited(details, trace),
         *_answers(details),
@@ -55,41 +46,14 @@ def render(rows: Sequence[Row], details: Sequence[Details], trace: str | None) -
         *_differences(details),
         *(part for one in details for part in _what_ran(one, len(details) == 1)),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>\n{_STYLE.read_text()}</style></head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
-
-
-def _text(value: object, kept: str = "") -> str:
-    """Anything as text that is shown as it is."""
-    return html.escape(visible(str(value), kept))
+    return document(title, parts)
 
 
 def _numbers(rows: Sequence[Row]) -> str:
     """The runs side by side, a column each."""
     columns = [as_words(row) for row in rows]
-    head = "".join(f"<th scope=col>{_text(row.run)}</th>" for row in rows)
-    body = "".join(
-        f"<tr><th scope=row>{_text(name)}</th>"
-        + "".join(f"<td>{_text(column[name])}</td>" for column in columns)
-        + "</tr>"
-        for name in columns[0]
-    )
-    return (
-        f"<div class=scroll><table><thead><tr><td></td>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _picture(content: bytes, alternative: str) -> str:
-    """A PNG within the page."""
-    data = base64.b64encode(content).decode()
-    return f'<figure><img alt="{_text(alternative)}" src="data:image/png;base64,{data}"></figure>'
+    names = columns[0]
+    return table([row.run for row in rows], [(name, *(c[name] for c in columns)) for name in names])
 
 
 def _who_waited(details: Sequence[Details], trace: str | None) -> Iterable[str]:
@@ -97,17 +61,17 @@ def _who_waited(details: Sequence[Details], trace: str | None) -> Iterable[str]:
     yield "<h2>Who waited for whom</h2>"
     for one in details:
         if len(details) > 1:
-            yield f"<h3>{_text(one.run.name)}</h3>"
-        yield f"<p>{_text(one.bottleneck() or 'The metrics do not tell.')}</p>"
+            yield f"<h3>{text(one.run.name)}</h3>"
+        yield f"<p>{text(one.bottleneck() or 'The metrics do not tell.')}</p>"
         if spans := one.newest_spans:
             content = io.BytesIO()
             draw_timeline(spans, content)
-            yield _picture(content.getvalue(), "Timeline of learner, publisher and samplers")
+            yield picture(content.getvalue(), "Timeline of learner, publisher and samplers")
     if trace is None:
         yield "<p class=faint>No times were written down, so there is no timeline.</p>"
     else:
         yield (
-            f'<p class=faint>The whole timeline is in <a href="{_text(trace)}">{_text(trace)}</a> '
+            f'<p class=faint>The whole timeline is in <a href="{text(trace)}">{text(trace)}</a> '
             "beside this page, for chrome://tracing or ui.perfetto.dev.</p>"
         )
 
@@ -117,7 +81,7 @@ def _answers(details: Sequence[Details]) -> Iterable[str]:
     yield "<h2>Sampled answers, before and after</h2>"
     for one in details:
         if len(details) > 1:
-            yield f"<h3>{_text(one.run.name)}</h3>"
+            yield f"<h3>{text(one.run.name)}</h3>"
         if not one.samples:
             yield "<p class=faint>No samples were written (log.rollouts_every_updates).</p>"
         for samples in one.samples:
@@ -140,43 +104,38 @@ def _sample(sample: Sample) -> str:
     stop = sample.stop.replace("_", " ")
     return (
         f"<div class=sample><p><span class={kind}>reward {reward}</span> <span class=faint>"
-        f"{sample.tokens} tokens, {_text(stop)}, lag {sample.lag}</span></p>"
-        f"<pre class=prompt>{_text(sample.prompt, _BREAKS)}</pre>"
-        f"<pre>{_text(sample.response, _BREAKS)}</pre></div>"
+        f"{sample.tokens} tokens, {text(stop)}, lag {sample.lag}</span></p>"
+        f"<pre class=prompt>{text(sample.prompt, _BREAKS)}</pre>"
+        f"<pre>{text(sample.response, _BREAKS)}</pre></div>"
     )
 
 
 def _differences(details: Sequence[Details]) -> Iterable[str]:
     """The fields of the configs in which the runs differ."""
     fields = list(dict.fromkeys(field for one in details for field in one.config))
-    table = [(field, [one.config.get(field) for one in details]) for field in fields]
-    differing = [
-        (field, values) for field, values in table if values.count(values[0]) < len(values)
-    ]
+    values_of = {field: [one.config.get(field) for one in details] for field in fields}
+    differing = {
+        field: values
+        for field, values in values_of.items()
+        if values.count(values[0]) < len(values)
+    }
     if not differing:
         return
-    head = "".join(f"<th scope=col>{_text(one.run.name)}</th>" for one in details)
-    body = "".join(
-        f"<tr><th scope=row>{_text(field)}</th>"
-        + "".join(f"<td>{_text(_plain(value))}</td>" for value in values)
-        + "</tr>"
-        for field, values in differing
-    )
-    yield (
-        f"<div class=scroll><table><thead><tr><td></td>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
+    yield table(
+        [one.run.name for one in details],
+        [(field, *map(_plain, values)) for field, values in differing.items()],
     )
 
 
 def _what_ran(one: Details, is_open: bool) -> Iterable[str]:
     """The newest attempt's machine, and the whole config."""
-    yield f"<details{' open' if is_open else ''}><summary>{_text(one.run.name)}</summary>"
+    yield f"<details{' open' if is_open else ''}><summary>{text(one.run.name)}</summary>"
     if one.attempts:
         pairs = _machine(one.attempts[-1])
         if len(one.attempts) > 1:
             pairs.append(("attempts", f"{len(one.attempts)}, of which this is the newest"))
         cells = "".join(
-            f"<tr><th scope=row>{_text(name)}</th><td class=text>{_text(value)}</td></tr>"
+            f"<tr><th scope=row>{text(name)}</th><td class=text>{text(value)}</td></tr>"
             for name, value in pairs
         )
         yield f"<table><tbody>{cells}</tbody></table>"
@@ -185,7 +144,7 @@ def _what_ran(one: Details, is_open: bool) -> Iterable[str]:
     fields = "\n".join(f"{field} = {_plain(value)}" for field, value in one.config.items())
     yield (
         "<details><summary>all fields of the config</summary>"
-        f"<pre>{_text(fields, _BREAKS)}</pre></details></details>"
+        f"<pre>{text(fields, _BREAKS)}</pre></details></details>"
     )
 
 

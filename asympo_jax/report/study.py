@@ -31,6 +31,7 @@ class Outcome:
     """A run that ended.
 
     Attributes:
+        directory: name of its directory, where the results tell it.
         seed: of the run.
         learning_rate: of its optimizer.
         failure: the cause if it failed.
@@ -39,6 +40,7 @@ class Outcome:
         series: metric -> its values there, NaN where one is not known.
     """
 
+    directory: str | None
     seed: Any
     learning_rate: float
     failure: str | None
@@ -170,7 +172,10 @@ def _load_outcome(
         series[name] = [math.nan if v in hidden or abs(v) > _LARGEST else v for v in found]
     if not all(0 <= share <= 1 for share in series[ACCURACY]):
         raise ValueError(f"{directory}: {place} has an accuracy that is not from 0 to 1")
-    return Outcome(values.get(SEED), rate, failure, diverged, updates, series)
+    name = run.get("run")
+    if not isinstance(name, str) or name in ("", "..") or name != pathlib.PurePath(name).name:
+        name = None  # not that of a directory beside the results
+    return Outcome(name, values.get(SEED), rate, failure, diverged, updates, series)
 
 
 def _object(data: Any) -> Mapping[str, Any]:

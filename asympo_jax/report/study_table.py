@@ -24,7 +24,8 @@ def format_text(grid: Grid) -> str:
     for title, rows in blocks:
         found += [f"[{title}]"] if title else []
         found += [lines.pop() for _ in rows]
-    return "\n".join([_heading(grid), "", *(line.rstrip() for line in found), "", *_notes(grid)])
+    first_line = f"{heading(grid)} · {subtitle(grid)}"
+    return "\n".join([first_line, "", *(line.rstrip() for line in found), "", *notes(grid)])
 
 
 def format_markdown(grid: Grid) -> str:
@@ -35,8 +36,17 @@ def format_markdown(grid: Grid) -> str:
         if title:
             lines.append(_markdown_row([f"*{title}*", *[""] * (len(header) - 1)]))
         lines += map(_markdown_row, rows)
-    notes = "  \n".join(note[:1].upper() + note[1:] + "." for note in _notes(grid))
-    return "\n".join([f"**{_heading(grid)}**", "", *lines, "", notes, ""])
+    told = "  \n".join(note[:1].upper() + note[1:] + "." for note in notes(grid))
+    return "\n".join([f"**{heading(grid)} · {subtitle(grid)}**", "", *lines, "", told, ""])
+
+
+def as_rows(grid: Grid) -> tuple[list[str], list[list[str]]]:
+    """Names of the columns, and the rows as text; one word alone is the title of those below it."""
+    rows = []
+    for title, its in _blocks(grid):
+        rows += [[title]] if title else []
+        rows += its
+    return _header(grid), rows
 
 
 def as_data(grid: Grid) -> dict[str, Any]:
@@ -92,10 +102,10 @@ def _numbers(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _heading(grid: Grid) -> str:
+def heading(grid: Grid) -> str:
     """What the table shows."""
     task = "/".join(grid.study.values_of("task.name"))
-    return f"Final accuracy on {task} by {name_of(grid.field)} · {subtitle(grid)}"
+    return f"Final accuracy on {task} by {name_of(grid.field)}"
 
 
 def _header(grid: Grid) -> list[str]:
@@ -153,7 +163,7 @@ def _cell_text(cell: Cell) -> str:
     return text
 
 
-def _notes(grid: Grid) -> Iterator[str]:
+def notes(grid: Grid) -> Iterator[str]:
     """How to read the table."""
     cells = [cell for row in grid.rows for cell in row.cells]
     over = f"mean ± standard error over {SEED}s" if num_seeds(grid.study) > 1 else "of one seed"
