@@ -147,6 +147,33 @@ def test_draws_invert_the_distribution_function_also_where_blocks_of_tokens_meet
     assert np.isfinite(logits_LV[row_B, token_B]).all()
 
 
+@pytest.mark.parametrize("vocab_size", [7, 2000])
+def test_the_first_few_by_falling_scores_are_kept_and_of_ties_the_first_tokens(vocab_size):
+    rng = np.random.default_rng(vocab_size)
+    # Rounded, so that several tokens tie with the last that is kept; some are impossible.
+    logits_BV = np.round(rng.normal(0, 2, (40, vocab_size)), 1).astype(np.float32)
+    logits_BV[rng.random(logits_BV.shape) < 0.2] = -np.inf
+    logits_BV[:, 3] = 0.0
+    uniform_B = rng.uniform(0.01, 0.99, 40).astype(np.float32)
+    for options in ({"top_k": 3}, {"top_k": vocab_size - 1}, {"top_p": 0.7}, {"min_p": 0.4}):
+        found_B, _ = draw(logits_BV, uniform_B, draw_params(**options))
+        kept_BV = np.stack([_first_few(logits_V, options) for logits_V in logits_BV])
+        expected_B, _ = draw(np.where(kept_BV, logits_BV, -np.inf), uniform_B, draw_params())
+        assert np.array_equal(found_B, expected_B), options
+
+
+def _first_few(logits_V: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    """Which tokens are kept, by their order: the most probable first, of ties the first token."""
+    prob_V, order = softmax(logits_V), np.argsort(-logits_V, kind="stable")
+    before = np.cumsum(prob_V[order]) - prob_V[order]
+    keep = np.arange(len(order)) < options.get("top_k", len(order))
+    keep &= before < options.get("top_p", 1.1)
+    keep &= prob_V[order] >= options.get("min_p", 0.0) * prob_V.max() * (1 - 1e-6)
+    kept_V = np.zeros(len(order), bool)
+    kept_V[order[keep]] = True
+    return kept_V
+
+
 def test_uniforms_lie_strictly_inside_the_unit_interval():
     keys = jnp.arange(2000, dtype=jnp.uint32).reshape(-1, 2)
     uniform_B = np.asarray(sampling.uniforms(keys, jnp.full(1000, 3)), np.float64)

@@ -22,8 +22,8 @@ _TOPOLOGY = flags.DEFINE_string("topology", None, "A slice of TPUs, such as v5e:
 _ALL_LAYERS = flags.DEFINE_bool(
     "all_layers",
     False,
-    "With --topology: compile all layers at once, which takes long, instead of few from which the "
-    "rest follows.",
+    "With --topology: compile all layers at once and as a run does, which takes long, instead of "
+    "few from which the rest follows, with the least effort.",
 )
 _JSON = flags.DEFINE_bool("json", False, "Print everything as one JSON object.")
 

@@ -137,10 +137,15 @@ def spread_over(config: ml_collections.ConfigDict, wanted: Slice) -> list[str]:
     return [f"the learner is planned with {changed}, which a run needs to be told, too"]
 
 
-def devices_of(wanted: Slice) -> list[Any]:
+def devices_of(wanted: Slice, effort: str = "O0") -> list[Any]:
     """The devices of a slice, for compilers alone.
 
-    The process has no other TPUs from here on, and no slice of another kind.
+    The process has no other TPUs from here on, no slice of another kind, and compiles with this
+    effort.
+
+    Args:
+        wanted: the slice.
+        effort: of the compiler for speed, from O0 to O3; UNKNOWN is its usual one.
 
     Raises:
         ValueError: the compiler knows no such slice.
@@ -150,6 +155,7 @@ def devices_of(wanted: Slice) -> list[Any]:
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no TPU is taken from anybody
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is nobody to ask what machine this is
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_optimization_level", effort)
     from jax.experimental import topologies
 
     try:
