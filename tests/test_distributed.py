@@ -10,7 +10,8 @@ from asympo_jax.hosts import Cluster
 from asympo_jax.models.sharding import MeshShape
 from asympo_jax.runtime.lockstep import Ended, Lockstep
 
-FIELDS = {"warmup__num_steps": 2, "checkpoint__every_updates": 3}
+# The time to save is for a machine that is at other work, too.
+FIELDS = {"warmup__num_steps": 2, "checkpoint__every_updates": 3, "checkpoint__grace_s": 250}
 GRADIENTS = {"log__gradients_every_updates": 3}
 
 
