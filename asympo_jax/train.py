@@ -9,6 +9,8 @@ or another run has the workdir, or one of several processes is missing · 130 in
 With --distributed the same command on several hosts is one run: docs/sharding.md.
 """
 
+import contextlib
+
 from absl import flags
 
 from asympo_jax import command, following, hosts, training
@@ -38,11 +40,11 @@ _TIMEOUT = flags.DEFINE_float(
 
 def main() -> None:
     """Checks the config, runs the experiment, says what came out."""
-    with command.refusals():
-        workdir = command.directory(_WORKDIR)
-        config, cluster = resolve(_CONFIG.value), _cluster()
-    with hosts.joined(cluster) as joined:
+    with contextlib.ExitStack() as stack:
         with command.refusals():
+            workdir = command.directory(_WORKDIR)
+            config = resolve(_CONFIG.value)
+            joined = stack.enter_context(hosts.joined(_cluster()))
             config.learner.mesh.check_processes(joined.count)
         if joined.index:
             with command.refusals():
