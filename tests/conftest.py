@@ -106,6 +106,19 @@ def runner(programs, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def longer_run(programs, tmp_path_factory):
+    """(Workdir of a run of two updates that was made longer by four, both results by updates).
+
+    For tests that read what a run leaves; the first worker that asks makes it for all.
+    """
+    from tiny_runs import Runner, longer_run
+
+    folder = programs.parent / "longer_run"
+    found = longer_run(Runner(programs, tmp_path_factory.mktemp("snapshots")), folder)
+    return folder / "run", found
+
+
+@pytest.fixture(scope="session")
 def needs_torch() -> None:
     """Skips where Hugging Face's code is not installed."""
     for module in ("torch", "transformers"):

@@ -29,19 +29,6 @@ TINY_SHAPE |= {"head_width": 8, "mlp_width": 16}
 
 
 @pytest.fixture(scope="module")
-def run_of(runner, tmp_path_factory) -> dict[Any, Any]:
-    """The workdir of a run of two updates that was made longer by four, and both results."""
-    workdir = tmp_path_factory.mktemp("runs") / "run"
-    fields: dict[str, object] = {"runtime__name": "sync", "eval__num_prompts": 40}
-    fields["optimizer__learning_rate"] = 0.05
-    found: dict[Any, Any] = {"workdir": workdir}
-    for num_updates in (2, 6):
-        runner.train(workdir, num_updates=num_updates, **fields)
-        found[num_updates] = json.loads((workdir / "result.json").read_text())
-    return found
-
-
-@pytest.fixture(scope="module")
 def hf_dir(tmp_path_factory) -> pathlib.Path:
     """A random decoder with the ids of the arithmetic task."""
     return save_decoder(tmp_path_factory.mktemp("hf") / "decoder", Arithmetic().tokenizer)
@@ -86,28 +73,30 @@ def found(hf_dir, tmp_path_factory) -> tuple[dict, list[dict]]:
 # ---------------------------------------------------------------------------- against training
 
 
-def test_any_checkpoint_has_exactly_the_accuracies_that_its_run_found(runner, run_of, tmp_path):
+def test_any_checkpoint_has_exactly_the_accuracies_that_its_run_found(runner, longer_run, tmp_path):
+    workdir, results = longer_run
     for update, flags in ((6, []), (2, ["--update=2", f"--out={tmp_path}"])):
-        done = evaluate(runner, f"--workdir={run_of['workdir']}", *flags)
+        done = evaluate(runner, f"--workdir={workdir}", *flags)
         assert done.code == 0, done.stderr
-        summary, problems = read(tmp_path if flags else run_of["workdir"])
+        summary, problems = read(tmp_path if flags else workdir)
         for name in ("eval/accuracy", "eval/accuracy_greedy"):
-            assert summary[name] == run_of[update][name]
+            assert summary[name] == results[update][name]
         assert summary["updates"] == update and len(problems) == 40
-        assert f"{run_of['workdir']} after {update} updates: 40 held-out prompts" in done.stdout
+        assert f"{workdir} after {update} updates: 40 held-out prompts" in done.stdout
         assert "sampled   40/40 prompts" in done.stderr
-    assert 0 < run_of[6]["eval/accuracy"] != run_of[2]["eval/accuracy"]
+    assert 0 < results[6]["eval/accuracy"] != results[2]["eval/accuracy"]
 
 
-def test_an_exported_checkpoint_answers_as_the_checkpoint(runner, run_of, tmp_path):
+def test_an_exported_checkpoint_answers_as_the_checkpoint(runner, longer_run, tmp_path):
+    workdir, _ = longer_run
     folder = tmp_path / "exported"
-    command = [sys.executable, "-m", "asympo_jax.export", f"--workdir={run_of['workdir']}"]
+    command = [sys.executable, "-m", "asympo_jax.export", f"--workdir={workdir}"]
     assert runner.finish(folder, [*command, f"--out={folder}"]).code == 0
-    config = run_of["workdir"] / "config.json"
+    config = workdir / "config.json"
     flags = [f"--hf_dir={folder}", f"--config={config}", "--samples=2", "--num_prompts=8"]
     done = evaluate(runner, *flags, f"--out={tmp_path / 'a'}", "--config.model.mlp_width=64")
     assert done.code == 0, done.stderr
-    flags = [f"--workdir={run_of['workdir']}", "--samples=2", "--num_prompts=8"]
+    flags = [f"--workdir={workdir}", "--samples=2", "--num_prompts=8"]
     assert evaluate(runner, *flags, f"--out={tmp_path / 'b'}").code == 0
     assert read(tmp_path / "a")[1] == read(tmp_path / "b")[1]
 

@@ -12,20 +12,10 @@ from asympo_jax import models
 from asympo_jax.runtime.snapshots import parameters_sha256
 
 
-@pytest.fixture(scope="module")
-def workdir(runner, tmp_path_factory) -> pathlib.Path:
-    """Of a run of two updates, made longer by one, so that it has two checkpoints."""
-    return tmp_path_factory.mktemp("runs") / "run"
-
-
-@pytest.fixture(scope="module")
-def sha_of_update(runner, workdir) -> dict[int, str]:
-    """The hash of the parameters after each of the two."""
-    fields = {"runtime__name": "sync", "model__qk_norm": True}
-    return {
-        num_updates: runner.train(workdir, num_updates=num_updates, **fields).sha
-        for num_updates in (2, 3)
-    }
+@pytest.fixture
+def workdir(longer_run) -> pathlib.Path:
+    """Of a run that has two checkpoints."""
+    return longer_run[0]
 
 
 def export(runner: Runner, workdir: pathlib.Path, *flags: str) -> Finished:
@@ -33,17 +23,18 @@ def export(runner: Runner, workdir: pathlib.Path, *flags: str) -> Finished:
     return runner.finish(workdir, command)
 
 
-def test_any_checkpoint_is_exported_as_it_is(runner, workdir, sha_of_update, tmp_path):
-    for flags, update in (([], 3), (["--update=2"], 2)):
+def test_any_checkpoint_is_exported_as_it_is(runner, longer_run, tmp_path):
+    workdir, results = longer_run
+    for flags, update in (([], 6), (["--update=2"], 2)):
         out = tmp_path / str(update)
         done = export(runner, workdir, f"--out={out}", *flags)
         assert done.code == 0, done.stderr
         assert done.stdout == f"{out}: {workdir} after {update} updates, float32\n"
-        assert parameters_sha256(models.load(out).params) == sha_of_update[update]
-    assert sha_of_update[2] != sha_of_update[3]
+        assert parameters_sha256(models.load(out).params) == results[update]["parameters_sha256"]
+    assert results[2]["parameters_sha256"] != results[6]["parameters_sha256"]
 
 
-def test_the_stop_tokens_of_the_task_are_exported(runner, workdir, sha_of_update, tmp_path):
+def test_the_stop_tokens_of_the_task_are_exported(runner, workdir, tmp_path):
     done = export(runner, workdir, f"--out={tmp_path / 'out'}", "--dtype=bfloat16")
     assert done.code == 0, done.stderr
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -56,7 +47,7 @@ def test_the_stop_tokens_of_the_task_are_exported(runner, workdir, sha_of_update
     [
         (
             ["--out={tmp}/out", "--update=1"],
-            "update=1: workdir={workdir} has checkpoints of [2, 3]",
+            "update=1: workdir={workdir} has checkpoints of [2, 6]",
         ),
         (["--out={workdir}"], "{workdir}: is not empty, must be a new or an empty directory"),
         (["--out={tmp}/out", "--like={tmp}/none"], "{tmp}/none: is not a directory"),
@@ -66,7 +57,7 @@ def test_the_stop_tokens_of_the_task_are_exported(runner, workdir, sha_of_update
     ],
 )
 def test_what_cannot_be_exported_ends_with_one_sentence_and_code_2(
-    runner, workdir, sha_of_update, tmp_path, flags, words
+    runner, workdir, tmp_path, flags, words
 ):
     names = {"tmp": tmp_path, "workdir": workdir}
     done = export(runner, workdir, *(flag.format(**names) for flag in flags))

@@ -1,6 +1,7 @@
 """Tiny runs of the real command in processes of their own, as a user starts them."""
 
 import dataclasses
+import fcntl
 import json
 import multiprocessing
 import os
@@ -159,6 +160,24 @@ class Runner:
             text=True,
             env=self.environment,
         )
+
+
+def longer_run(runner: Runner, folder: pathlib.Path) -> dict[int, dict]:
+    """Results of a run of two updates that was made longer by four, whose workdir is `folder/run`.
+
+    Made once, whoever asks first; the others wait.
+    """
+    folder.mkdir(exist_ok=True)
+    fields: dict[str, object] = {"runtime__name": "sync", "eval__num_prompts": 40}
+    fields |= {"optimizer__learning_rate": 0.05, "model__qk_norm": True}
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for num_updates in (2, 6):
+            path = folder / f"{num_updates}.json"
+            if not path.exists():
+                run = runner.train(folder / "run", num_updates=num_updates, **fields)
+                path.write_text(json.dumps(run.result))
+    return {n: json.loads((folder / f"{n}.json").read_text()) for n in (2, 6)}
 
 
 FORKS = multiprocessing.get_context("forkserver")

@@ -58,6 +58,7 @@ def _worked(
     one: Callable[[Any], tuple[Any, Any]], micro_batches: Any, count: Int[Any, ""] | None
 ) -> tuple[Any, Any]:
     """The sum of what `one` returns first, and all that it returns second."""
+    one = jax.jit(one, inline=True)  # so that its shapes and the loop trace it once
     num_micro_batches = len(jax.tree.leaves(micro_batches)[0])
     first = jax.tree.map(lambda x: x[0], micro_batches)
     if num_micro_batches == 1:
