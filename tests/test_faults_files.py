@@ -313,7 +313,7 @@ def test_a_hugging_face_directory_that_turns_out_to_be_broken_is_one_sentence(
     def broken(*_: object) -> None:
         raise ValueError("has values that are not finite")
 
-    monkeypatch.setattr("asympo_jax.training.initial_params", broken)
+    monkeypatch.setattr("asympo_jax.beginning.initial_params", broken)
     config = dataclasses.replace(CONFIG, hf_dir=tmp_path)
     nothing: Any = None
     run = training._Run(config, nothing, tmp_path, nothing, "run")
