@@ -20,6 +20,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+
+# jax shows neither its key-value store nor the number of a process before a backend starts, which
+# must be after this process is pinned.
 from jax._src import distributed
 
 from asympo_jax import interrupts

@@ -198,6 +198,32 @@ def test_every_message_that_the_questions_quote_is_one_of_the_package():
         assert any(map(pattern.search, texts)), f"no text of the package has {message!r}"
 
 
+def test_every_fault_names_tests_that_exist():
+    rows = (ROOT / "docs" / "faults.md").read_text().partition("## Faults and tests")[2]
+    cells = [re.split(r"(?<!\\)\|", row)[-2] for row in re.findall(r"^\|.*\|$", rows, re.M)[2:]]
+    assert len(cells) > 40
+    for cell in cells:
+        assert "`test_" in cell or cell.strip() in ("the same", "not tested"), cell
+        source = ""
+        for said in re.findall(r"`([^`]+)`", cell):
+            file, _, name = said.partition("::") if ".py" in said else ("", "", said)
+            if file:
+                source = (ROOT / "tests" / file).read_text()
+            words = r"\w*".join(name.removeprefix("…").removeprefix("test_").split("…"))
+            found = re.search(rf"^def test_(\w*_)?{words}\(", source, re.M)
+            assert not name or found, (cell, said)
+
+
+def test_the_map_in_the_readme_names_files_that_exist():
+    text = (ROOT / "README.md").read_text().partition("## Map")[2].partition("```text\n")[2]
+    rows = re.findall(r"^( *)(\S.*)$", text.partition("```")[0], re.M)
+    for spaces, row in rows:
+        place = PACKAGE if spaces else ROOT
+        for name in re.findall(r"(?<![\w/.])[\w/]+(?:\.py|/)(?![\w/])", row):
+            assert any((root / name).exists() for root in (place, PACKAGE, ROOT / "docs")), row
+    assert len(rows) > 20
+
+
 def test_the_site_is_built_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs", reason="needs the extra docs")
     from mkdocs.commands.build import build
