@@ -119,7 +119,7 @@ def test_the_learner_takes_its_devices_before_jax_starts(monkeypatch):
         raise RuntimeError("none here")
 
     monkeypatch.setattr(placement.jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(placement.jax, "devices", no_devices)
+    monkeypatch.setattr(placement.jax, "local_devices", no_devices)
     with pytest.raises(placement.NoDevice, match=r"learner\.platform='cuda'"):
         devices.start_learner(config.learner)
     assert seen == ["3"]

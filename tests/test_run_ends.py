@@ -53,7 +53,7 @@ def test_a_closed_terminal_does_not_end_a_run(runner, tmp_path):
 
 
 def test_samplers_on_a_platform_that_is_not_there_say_so(runner, tmp_path):
-    run = runner.train(tmp_path / "run", sampler__platform="tpu")
+    run = runner.train(tmp_path / "run", learner__platform="cpu", sampler__platform="tpu")
     assert run.code == 1
     assert run.error.startswith(
         "error: sampler 0: sampler.platform='tpu': jax finds no such device"
@@ -62,7 +62,8 @@ def test_samplers_on_a_platform_that_is_not_there_say_so(runner, tmp_path):
 
 
 def test_an_evaluator_on_a_platform_that_is_not_there_says_so(runner, tmp_path):
-    run = runner.train(tmp_path / "run", eval__platform="tpu", eval__process=True)
+    fields = {"learner__platform": "cpu", "eval__platform": "tpu", "eval__process": True}
+    run = runner.train(tmp_path / "run", **fields)
     assert run.code == 1
     assert run.error.startswith(
         "error: the evaluator: eval.platform='tpu': jax finds no such device here"
