@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import socket
 import threading
 import time
 import traceback
@@ -26,7 +27,7 @@ import jax
 from jax._src import distributed
 
 from asympo_jax import interrupts
-from asympo_jax.endings import FAILED, INTERRUPTED, STOPPED, TERMINATED, RunFailed
+from asympo_jax.endings import FAILED, INTERRUPTED, STOPPED, TERMINATED, InUse, RunFailed
 from asympo_jax.progress import say
 from asympo_jax.runtime.lockstep import Lockstep, is_late
 
@@ -78,6 +79,12 @@ class Cluster:
             raise ValueError(f"--num_processes={count}: must be at least 1")
         if not 0 <= index < count:
             raise ValueError(f"--process_id={index}: must be from 0 to {count - 1}")
+
+    @property
+    def is_here(self) -> bool:
+        """Whether they meet where only this machine's processes come."""
+        host = (self.coordinator_address or "").rpartition(":")[0]
+        return host in ("127.0.0.1", "localhost")
 
 
 class Hosts:
@@ -203,6 +210,7 @@ def joined(cluster: Cluster | None) -> Iterator[Hosts]:
 
     Raises:
         ValueError: no cluster is known here.
+        InUse: another run meets at that port of this machine.
     """
     if cluster is None:
         yield ALONE
@@ -227,6 +235,8 @@ def joined(cluster: Cluster | None) -> Iterator[Hosts]:
 
 def _join(cluster: Cluster) -> Hosts:
     """Meets the others within the time that is given; no backend has started before."""
+    if cluster.process_id == 0:
+        _check_port(cluster)
     words = f"not all processes came within --initialization_timeout_s={cluster.timeout_s:g}"
     late = threading.Timer(cluster.timeout_s, interrupts.leave, (words, STOPPED))
     late.daemon = True
@@ -242,6 +252,8 @@ def _join(cluster: Cluster) -> Hosts:
             cluster_detection_method=None if address is None else "deactivate",
             # jax ends a process that is late by an abort.
             initialization_timeout=round(2 * cluster.timeout_s) + 10,
+            # Else it listens on all interfaces, and answers whoever comes.
+            coordinator_bind_address=address if cluster.is_here else None,
             shutdown_timeout_seconds=round(_GONE_S),
         )
     except ValueError as error:
@@ -256,6 +268,26 @@ def _join(cluster: Cluster) -> Hosts:
     if hosts.count > 1:
         hosts.watch()
     return hosts
+
+
+def _check_port(cluster: Cluster) -> None:
+    """Refuses a port that another process listens on, before the first process does.
+
+    jax would share it, and both runs would be aborted as soon as they meet.
+
+    Raises:
+        InUse: naming it.
+    """
+    assert cluster.coordinator_address is not None
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # after a run that has ended
+        try:
+            probe.bind(("", int(cluster.coordinator_address.rpartition(":")[2])))
+        except OSError as error:
+            raise InUse(
+                f"--coordinator_address={cluster.coordinator_address}: cannot be listened on "
+                f"({error.strerror}), as where another run meets; give all processes another port"
+            ) from error
 
 
 def _ending_of(error: BaseException) -> tuple[int, str]:

@@ -14,6 +14,8 @@ or another run has the workdir, or one of several processes is missing · 130 in
 With --distributed the same command on several hosts is one run: docs/sharding.md.
 """
 
+import contextlib
+
 from absl import flags
 
 from asympo_jax import command, following, hosts, run_names, training
@@ -48,12 +50,12 @@ _TIMEOUT = flags.DEFINE_float(
 
 def main() -> None:
     """Checks the config, runs the experiment, says what came out."""
-    with command.refusals():
-        config, cluster = resolve(_CONFIG.value), _cluster()
-        given = command.directory(_WORKDIR) if _WORKDIR.present else None
-        workdir = given or run_names.default_workdir(config)
-    with hosts.joined(cluster) as joined:
+    with contextlib.ExitStack() as stack:
         with command.refusals():
+            config = resolve(_CONFIG.value)
+            given = command.directory(_WORKDIR) if _WORKDIR.present else None
+            workdir = given or run_names.default_workdir(config)
+            joined = stack.enter_context(hosts.joined(_cluster()))
             config.learner.mesh.check_processes(joined.count)
         if joined.index:
             with command.refusals():
