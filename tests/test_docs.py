@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 
 import asympo_jax
 from asympo_jax import __main__ as asympo
 from asympo_jax import models, objectives
+from asympo_jax.config import resolve
 from asympo_jax.defaults import default_config
 from asympo_jax.models import ModelConfig
 
@@ -176,6 +178,34 @@ def test_a_block_of_bash_names_verbs_flags_fields_and_files_that_exist(source):
         assert (ROOT / script).is_file(), script
 
 
+def test_no_training_command_is_refused_for_its_fields():
+    """Nor because a config of a real model was not told where the model is."""
+    sources = [block.values[0] for block in blocks("bash")]
+    launching = (ROOT / "docs" / "launching.md").read_text()
+    sources += re.findall(r"\| `((?:bash|sbatch) [^`]* -- [^`]*)` \|", launching)
+    manifest = yaml.safe_load_all((ROOT / "launch" / "gke_jobset.yaml").read_text())
+    (pod,) = re.findall(r"'args': (\[[^]]*\])", str(list(manifest)))
+    given = [words for source in sources for words in commands(source) if words[0] == "train"]
+    given.append(["train", *ast.literal_eval(pod)])
+    num_checked = 0
+    for _, first, *words in given:
+        if not first.startswith("--config=configs/") or any("=my_" in word for word in words):
+            continue  # of another config, or with a module of the reader's
+        path, _, variant = first.removeprefix("--config=").partition(":")
+        config = load(ROOT / path).get_config(*[variant] * bool(variant))
+        for field, value in re.findall(r"--config\.(\S+)=(\S*)", " ".join(words)):
+            *section, name = field.split(".")
+            holder = config[section[0]] if section else config
+            is_new = name not in holder  # an option of an objective
+            kind = float if is_new else holder.get_type(name)
+            with config.unlocked():
+                holder[name] = value == "True" if kind is bool else kind(value)
+        assert variant or not config.model.preset or config.model.hf_dir is not None, words
+        resolve(config)
+        num_checked += 1
+    assert num_checked > 15
+
+
 def templates() -> list[str]:
     """All texts in the package, what is filled in written as `…`."""
     found = []
@@ -219,8 +249,9 @@ def test_the_map_in_the_readme_names_files_that_exist():
     rows = re.findall(r"^( *)(\S.*)$", text.partition("```")[0], re.M)
     for spaces, row in rows:
         place = PACKAGE if spaces else ROOT
+        places = (place, place / row.split()[0], PACKAGE)
         for name in re.findall(r"(?<![\w/.])[\w/]+(?:\.py|/)(?![\w/])", row):
-            assert any((root / name).exists() for root in (place, PACKAGE, ROOT / "docs")), row
+            assert any((root / name).exists() for root in places), row
     assert len(rows) > 20
 
 

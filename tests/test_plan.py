@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from plan_cases import state_of, step_of, subject_of
 
+from asympo_jax.defaults import default_config
 from asympo_jax.models import PRESETS, counts
 from asympo_jax.plan import estimate, fitting, memory
 from asympo_jax.plan.programs import longest_batch
+from asympo_jax.plan.subject import make_subject
 from asympo_jax.runtime import wire
 from asympo_jax.runtime.leases import Lease
 from asympo_jax.runtime.local import LocalClient
@@ -108,6 +110,13 @@ def test_published_shapes_have_the_published_number_of_parameters(name, number):
 def test_a_preset_that_there_is_not_or_that_is_contradicted_is_refused(preset, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         subject_of(model__preset=preset)
+
+
+def test_samplers_that_cannot_share_a_published_shape_are_refused_as_by_a_run():
+    config: Any = default_config()
+    config.model.preset, config.sampler.tensor, config.sampler.devices = "qwen3_1p7b", 3, 3
+    with pytest.raises(ValueError, match=r"sampler\.tensor=3: must divide the decoder's"):
+        make_subject(config)
 
 
 def test_xla_counts_the_flops_of_an_update_alike():

@@ -9,7 +9,7 @@ from asympo_jax.config import resolve
 from asympo_jax.decoder import published_shape
 from asympo_jax.experiment import build_parts, engine_of
 from asympo_jax.learning import TrainState
-from asympo_jax.models import ModelConfig
+from asympo_jax.models import MeshShape, ModelConfig
 from asympo_jax.sampling import EngineConfig
 from asympo_jax.settings import ExperimentConfig
 from asympo_jax.states import abstract_state
@@ -53,4 +53,5 @@ def make_subject(given: ml_collections.ConfigDict) -> Subject:
         parts = build_parts(config)
         return Subject(config, parts.model, parts.engine)
     config.learner.mesh.check(model)
+    MeshShape(tensor=config.sampler.tensor).check(model, "sampler")
     return Subject(config, model, engine_of(config, _STOP_IDS))
