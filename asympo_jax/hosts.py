@@ -10,10 +10,8 @@ processes end with the code of the one that ended first:
 """
 
 import contextlib
-import dataclasses
 import json
 import os
-import socket
 import threading
 import time
 import traceback
@@ -27,64 +25,15 @@ import jax
 from jax._src import distributed
 
 from asympo_jax import interrupts
-from asympo_jax.endings import FAILED, INTERRUPTED, STOPPED, TERMINATED, InUse, RunFailed
+from asympo_jax.cluster import Cluster
+from asympo_jax.endings import FAILED, INTERRUPTED, STOPPED, TERMINATED, RunFailed
 from asympo_jax.progress import say
 from asympo_jax.runtime.lockstep import Lockstep, is_late
 
 _BEAT_S = 2.0  # between two signs of life
 _SILENT_S = 40.0  # without one a process is taken for dead
 _GONE_S = 6.0  # for the others to go when the first process ends
-_BEAT, _LEFT, _TOLD, _END = "asympo/beat/", "asympo/left/", "asympo/told", "asympo/end"
-
-
-@dataclasses.dataclass(frozen=True)
-class Cluster:
-    """Where the processes of a run meet.
-
-    Attributes:
-        coordinator_address: host and port of the first process; None to ask the cluster for it and
-            for the two numbers: Cloud TPU VMs, Slurm and GKE are known to jax.
-        num_processes: all of them.
-        process_id: of this one, from 0 on.
-        timeout_s: for all of them to come.
-    """
-
-    coordinator_address: str | None
-    num_processes: int | None
-    process_id: int | None
-    timeout_s: float
-
-    def __post_init__(self):
-        """Refuses what cannot be.
-
-        Raises:
-            ValueError: naming the flag, its value and what is allowed.
-        """
-        address, count, index = self.coordinator_address, self.num_processes, self.process_id
-        if (address is None) + (count is None) + (index is None) not in (0, 3):
-            raise ValueError(
-                "--coordinator_address, --num_processes, --process_id: must be given together, or "
-                "none of them and --distributed, which asks the cluster"
-            )
-        if not 0 < self.timeout_s <= 86400:
-            raise ValueError(
-                f"--initialization_timeout_s={self.timeout_s:g}: must be positive and at most 86400"
-            )
-        if address is None or count is None or index is None:
-            return
-        host, _, port = address.rpartition(":")
-        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-            raise ValueError(f"--coordinator_address={address}: must be HOST:PORT")
-        if count < 1:
-            raise ValueError(f"--num_processes={count}: must be at least 1")
-        if not 0 <= index < count:
-            raise ValueError(f"--process_id={index}: must be from 0 to {count - 1}")
-
-    @property
-    def is_here(self) -> bool:
-        """Whether they meet where only this machine's processes come."""
-        host = (self.coordinator_address or "").rpartition(":")[0]
-        return host in ("127.0.0.1", "localhost")
+_BEAT, _LEFT, _TOLD, _END = "asympo/beat/", "asympo/left/", "asympo/told/", "asympo/end"
 
 
 class Hosts:
@@ -110,9 +59,9 @@ class Hosts:
 
     def tell(self, code: int, words: str) -> None:
         """Tells the first process how this one ends, or with 75 that it was asked to."""
-        told = json.dumps([self.index, code, words])
+        told = json.dumps([code, words])
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._client.key_value_set(_TOLD, told, allow_overwrite=True)
+            self._client.key_value_set(f"{_TOLD}{self.index}", told, allow_overwrite=True)
 
     def end(self, code: int, words: str) -> bool:
         """Ends with the others; whether all did in good order."""
@@ -154,15 +103,14 @@ class Hosts:
         heard: dict[int, tuple[str, float]] = {
             i: ("", time.monotonic()) for i in range(1, self.count)
         }
-        while not self._over.is_set():
-            if (told := self._waited_for(_TOLD)) is not None:
-                i, code, words = json.loads(told)
-                if code == STOPPED:
-                    self._client.key_value_delete(_TOLD)
-                    interrupts.ask()
-                else:
-                    interrupts.leave(f"process {i} ended: {words}", code)
-            beats = self._beats()
+        heeded: dict[int, str] = {}
+        while not self._over.wait(_BEAT_S / 2):
+            told = self._values(_TOLD)
+            for i, ending in told.items():
+                if ending != heeded.get(i):
+                    _heed(i, *json.loads(ending))
+            heeded = told
+            beats = self._values(_BEAT)
             for i, (beat, since) in heard.items():
                 if beats.get(i, beat) != beat:
                     heard[i] = (beats[i], time.monotonic())
@@ -192,10 +140,18 @@ class Hosts:
                 raise
             return None
 
-    def _beats(self) -> dict[int, str]:
-        """The last sign of life of each of the others that has given one."""
-        found = self._client.key_value_dir_get(_BEAT)
+    def _values(self, folder: str) -> dict[int, str]:
+        """What each of the others that has set a key of a kind has set."""
+        found = self._client.key_value_dir_get(folder)
         return {int(key.rsplit("/", 1)[1]): value for key, value in found}
+
+
+def _heed(index: int, code: int, words: str) -> None:
+    """Ends the first process as another one has, or asks its work to come to an end."""
+    if code == STOPPED:
+        interrupts.ask()
+    else:
+        interrupts.leave(f"process {index} ended: {words}", code)
 
 
 ALONE = Hosts()
@@ -236,7 +192,7 @@ def joined(cluster: Cluster | None) -> Iterator[Hosts]:
 def _join(cluster: Cluster) -> Hosts:
     """Meets the others within the time that is given; no backend has started before."""
     if cluster.process_id == 0:
-        _check_port(cluster)
+        cluster.check_port()
     words = f"not all processes came within --initialization_timeout_s={cluster.timeout_s:g}"
     late = threading.Timer(cluster.timeout_s, interrupts.leave, (words, STOPPED))
     late.daemon = True
@@ -268,26 +224,6 @@ def _join(cluster: Cluster) -> Hosts:
     if hosts.count > 1:
         hosts.watch()
     return hosts
-
-
-def _check_port(cluster: Cluster) -> None:
-    """Refuses a port that another process listens on, before the first process does.
-
-    jax would share it, and both runs would be aborted as soon as they meet.
-
-    Raises:
-        InUse: naming it.
-    """
-    assert cluster.coordinator_address is not None
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # after a run that has ended
-        try:
-            probe.bind(("", int(cluster.coordinator_address.rpartition(":")[2])))
-        except OSError as error:
-            raise InUse(
-                f"--coordinator_address={cluster.coordinator_address}: cannot be listened on "
-                f"({error.strerror}), as where another run meets; give all processes another port"
-            ) from error
 
 
 def _ending_of(error: BaseException) -> tuple[int, str]:

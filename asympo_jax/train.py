@@ -18,7 +18,7 @@ import contextlib
 
 from absl import flags
 
-from asympo_jax import command, following, hosts, run_names, training
+from asympo_jax import cluster, command, following, hosts, run_names, training
 from asympo_jax.config import resolve
 from asympo_jax.progress import say
 
@@ -72,7 +72,7 @@ def main() -> None:
     )
 
 
-def _cluster() -> hosts.Cluster | None:
+def _cluster() -> cluster.Cluster | None:
     """Where the other processes are; None if there are none.
 
     Raises:
@@ -91,7 +91,7 @@ def _cluster() -> hosts.Cluster | None:
             raise ValueError(f"{names[0]}: is for several processes, add --distributed")
         return None
     timeout_s = _TIMEOUT_S if _TIMEOUT.value is None else _TIMEOUT.value
-    return hosts.Cluster(_ADDRESS.value, _COUNT.value, _INDEX.value, timeout_s)
+    return cluster.Cluster(_ADDRESS.value, _COUNT.value, _INDEX.value, timeout_s)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ ROOMS_OF_FLOOR = {
         "initial",
         "beginning",
         "following",
+        "cluster",
         "hosts",
         "workdirs",
         "run_names",

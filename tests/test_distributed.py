@@ -11,8 +11,9 @@ from several_processes import asked, flags, free_port, in_environment, killed, r
 from tiny_runs import cut_back
 
 from asympo_jax import workdirs
+from asympo_jax.cluster import Cluster
 from asympo_jax.endings import InUse
-from asympo_jax.hosts import Cluster, joined
+from asympo_jax.hosts import joined
 from asympo_jax.models.sharding import MeshShape
 from asympo_jax.runtime.lockstep import Ended, Lockstep
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from plan_cases import state_of, step_of, subject_of
+from plan_cases import config_of, state_of, step_of, subject_of
 
 from asympo_jax.defaults import default_config
 from asympo_jax.models import PRESETS, counts
@@ -68,6 +68,23 @@ def test_a_snapshot_has_the_bytes_that_were_planned(fields, dtype, tmp_path):
     assert memory.bytes_of(memory.snapshot(subject)) == sent
     assert memory.sampler_sizes(subject)["parameters"] == all_of_it
     assert held(store.copied(state.params)) == sent
+
+
+def test_of_several_hosts_one_device_of_each_holds_the_copies_whole():
+    fields: dict[str, Any] = {"learner__fsdp": 2, "learner__micro_batch": 0}
+    parts, whole = (make_subject(config_of(**fields), num_hosts) for num_hosts in (1, 2))
+    copies = "copies for snapshots, 2"
+    all_of_it = 2 * memory.bytes_of(memory.snapshot(whole))
+    assert memory.learner_sizes(whole)[copies] == all_of_it
+    assert memory.learner_sizes(parts)[copies] < 0.7 * all_of_it
+
+
+def test_a_published_shape_that_the_devices_of_a_sampler_cannot_share_is_refused():
+    config: Any = default_config()
+    config.model.preset, config.warmup.num_steps = "qwen3_1p7b", 0
+    config.sampler.devices = config.sampler.tensor = 3
+    with pytest.raises(ValueError, match=r"sampler\.tensor=3: must divide the decoder's"):
+        make_subject(config)
 
 
 def test_a_sampler_holds_the_keys_and_values_that_were_planned():

@@ -62,6 +62,13 @@ class Slice:
         return math.prod(self.sizes)
 
     @property
+    def num_hosts(self) -> int:
+        """Machines that have its chips; up to eight of a slice with two axes may be on one."""
+        kind = KINDS[self.kind]
+        chips = math.prod(kind.host)
+        return 1 if kind.num_axes == 2 and self.num_chips <= 8 else -(-self.num_chips // chips)
+
+    @property
     def hbm_bytes(self) -> int:
         """Of a chip, for a program."""
         return round(KINDS[self.kind].hbm_gib * 2**30)
