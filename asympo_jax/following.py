@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from asympo_jax import beginning, experiment, interrupts, loops, states, workdirs
+from asympo_jax import attempt_mark, beginning, experiment, interrupts, loops, states
 from asympo_jax.endings import STOPPED, RunFailed, failures
 from asympo_jax.hosts import Hosts
 from asympo_jax.initial import check_initial
@@ -74,7 +74,7 @@ class _Follower:
                 "processes with the same command"
             )
         check = interrupts.raise_if_received
-        if not workdirs.is_marked(self.workdir, message["attempt"], check):
+        if not attempt_mark.is_marked(self.workdir, message["attempt"], check):
             raise ValueError(
                 f"workdir={self.workdir}: process {self.hosts.index} does not see what process 0 "
                 "wrote there; all hosts must share it"

@@ -96,10 +96,7 @@ class Prepared:
         learner_cores, _ = placement.split_cores(all_cores)
         placement.pin(learner_cores)
         run_id = uuid.uuid4().hex[:12]
-        if hosts.count > 1:
-            with failures(OSError):
-                workdirs.mark(self.workdir, run_id)
-        hosts.lockstep.announce("begin", config=self.config.sha256, attempt=run_id)
+        beginning.announce(self.config, self.workdir, run_id, hosts.lockstep)
         mesh = beginning.start_learner(self.config, hosts.count)
         environment.record(self.workdir, environment.describe(placement.device_kinds()), say)
         with contextlib.ExitStack() as stack:

@@ -13,8 +13,7 @@ import pathlib
 import platform
 import re
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 import ml_collections
@@ -50,8 +49,6 @@ _PARTIAL = re.compile(
     r"\.((?:config|task|result)\.json|\.attempt|metrics\.jsonl|update_\d+\.jsonl)\.\d+"
 )
 
-_ATTEMPT = ".attempt"
-_SEEN_S, _LOOK_S = 20.0, 0.5  # a network file system may show late what another host wrote
 
 # What `result.json` must have.
 _RESULT = {
@@ -204,33 +201,6 @@ def lock(workdir: pathlib.Path) -> IO[str]:
         os.ftruncate(file.fileno(), 0)
         os.write(file.fileno(), f"{os.getpid()} on {platform.node()}".encode())
     return file
-
-
-def mark(workdir: pathlib.Path, attempt: str) -> None:
-    """Says in the locked directory which attempt at its run this is, for `is_marked`."""
-    replace(workdir / _ATTEMPT, attempt)
-
-
-def is_marked(
-    workdir: pathlib.Path, attempt: str, check: Callable[[], None], seen_s: float = _SEEN_S
-) -> bool:
-    """Whether this is the directory that another process has marked with that attempt.
-
-    Args:
-        workdir: the directory.
-        attempt: as of `mark`.
-        check: called now and then; raises to end the wait.
-        seen_s: seconds in which the mark may come.
-    """
-    deadline = time.monotonic() + seen_s
-    while True:
-        check()
-        with contextlib.suppress(OSError, ValueError):
-            if (workdir / _ATTEMPT).read_text() == attempt:
-                return True
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(_LOOK_S)
 
 
 def warmup_directory(config: ExperimentConfig, workdir: pathlib.Path) -> pathlib.Path:

@@ -36,6 +36,7 @@ ROOMS_OF_FLOOR = {
         "initial",
         "beginning",
         "following",
+        "attempt_mark",
         "cluster",
         "hosts",
         "workdirs",

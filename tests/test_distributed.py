@@ -10,7 +10,7 @@ import pytest
 from several_processes import asked, flags, free_port, in_environment, killed, run, signalled, slurm
 from tiny_runs import cut_back
 
-from asympo_jax import workdirs
+from asympo_jax import attempt_mark
 from asympo_jax.cluster import Cluster
 from asympo_jax.endings import InUse
 from asympo_jax.hosts import joined
@@ -146,11 +146,11 @@ def test_a_workdir_is_that_of_the_first_process_if_it_has_its_mark(tmp_path):
     others.mkdir()
     for directory in (tmp_path, others):
         (directory / "config.json").write_text("{}")
-    workdirs.mark(others, "before")
-    workdirs.mark(tmp_path, "now")
+    attempt_mark.mark(others, "before")
+    attempt_mark.mark(tmp_path, "now")
     looks = []
-    assert workdirs.is_marked(tmp_path, "now", lambda: looks.append(None), 0.0)
-    assert not workdirs.is_marked(others, "now", lambda: looks.append(None), 0.0)
+    assert attempt_mark.is_marked(tmp_path, "now", lambda: looks.append(None), 0.0)
+    assert not attempt_mark.is_marked(others, "now", lambda: looks.append(None), 0.0)
     assert len(looks) == 2
 
 
