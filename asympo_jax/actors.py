@@ -184,5 +184,7 @@ def resources_of(sampler: SamplerConfig) -> dict[str, float]:
 
 def environment_of(sampler: SamplerConfig) -> dict[str, str]:
     """What a sampler's process has of the learner's environment, with its own platform."""
-    environment = placement.role_environment(sampler.platform, "", sampler.devices)
+    environment = placement.role_environment(
+        sampler.platform, (), sampler.devices, sampler.memory_fraction
+    )
     return {name: value for name, value in environment.items() if name.startswith(_PASSED_ON)}

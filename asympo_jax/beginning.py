@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from asympo_jax import devices, models, states
+from asympo_jax import attempt_mark, devices, models, states
 from asympo_jax.endings import RunFailed, failures
 from asympo_jax.experiment import Parts
 from asympo_jax.initial import initial_params
@@ -21,6 +21,21 @@ from asympo_jax.runtime.compilation import keep_compiled
 from asympo_jax.runtime.lockstep import Lockstep
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.settings import ExperimentConfig
+
+
+def announce(
+    config: ExperimentConfig, workdir: pathlib.Path, attempt: str, lockstep: Lockstep
+) -> None:
+    """Says to the other processes of a run, if there are any, that it begins, and with what.
+
+    Raises:
+        RunFailed: the workdir cannot be written.
+    """
+    if lockstep.is_alone:
+        return
+    with failures(OSError):
+        attempt_mark.mark(workdir, attempt)
+    lockstep.announce("begin", config=config.sha256, attempt=attempt)
 
 
 def start_learner(config: ExperimentConfig, num_processes: int) -> jax.sharding.Mesh | None:

@@ -103,10 +103,11 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
     schedule.check_sampler_count(sampler.count, pacing, capacity)
     learner = LearnerConfig(**config.learner.to_dict())
     evaluation = _evaluation(config)
-    if config.runtime.name == "local":
-        devices.check(learner, sampler, evaluation)
-    else:
+    if config.runtime.name == "sync":
         devices.check_learner(learner)
+    else:
+        # Ray gives its actors theirs.
+        devices.check(learner, sampler, evaluation, are_here=config.runtime.name == "local")
     model = config.model.to_dict()
     hf_dir, preset = model.pop("hf_dir"), model.pop("preset")
     ModelConfig(vocab_size=1, **model)  # refuses a wrong shape now

@@ -12,7 +12,7 @@ from asympo_jax.sections import EvalConfig, LearnerConfig, SamplerConfig
 
 _ACCELERATORS = ("cuda", "tpu")
 # Of CUDA, the names of a GPU or of a part of one are allowed, too.
-_ALLOWED = {"cuda": r"[0-9]+|(GPU|MIG)-[\w/-]+", "tpu": r"[0-9]+"}
+_ALLOWED = {"cuda": r"0|[1-9][0-9]*|(GPU|MIG)-[\w/-]+", "tpu": r"0|[1-9][0-9]*"}
 _TPU_COUNTS = (1, 2, 4, 8)  # chips of one host that a process may have
 
 
@@ -63,21 +63,26 @@ def start_learner(learner: LearnerConfig, num_processes: int = 1) -> None:
     placement.start_backend("learner.platform", learner.platform, num_devices, named, num_processes)
 
 
-def check(learner: LearnerConfig, sampler: SamplerConfig, evaluation: EvalConfig) -> None:
+def check(
+    learner: LearnerConfig, sampler: SamplerConfig, evaluation: EvalConfig, are_here: bool = True
+) -> None:
     """Refuses devices that cannot be had as they are named.
 
     Args:
         learner: its section.
         sampler: of processes of their own.
         evaluation: its section; its devices count where it is a process of its own.
+        are_here: whether samplers take devices of this machine; else others give them theirs.
 
     Raises:
         ValueError: naming the field, its value and what is allowed.
     """
     check_learner(learner)
-    _check_names("sampler", sampler)
-    _check_samplers(sampler)
-    roles: dict[str, _Placed] = {"learner": learner, "sampler": sampler}
+    roles: dict[str, _Placed] = {"learner": learner}
+    if are_here:
+        _check_names("sampler", sampler)
+        _check_samplers(sampler)
+        roles["sampler"] = sampler
     if sampler.tensor > 1 and not evaluation.process:
         raise ValueError(
             f"eval.process=False with sampler.tensor={sampler.tensor}: the learner evaluates on "
@@ -197,10 +202,10 @@ def _check_overlaps(roles: dict[str, _Placed]) -> None:
     for role, other in ((a, b) for i, a in enumerate(names) for b in names[i + 1 :]):
         mine, theirs = roles[role], roles[other]
         platforms = {mine.platform, theirs.platform}
-        # What jax chooses on a host of TPUs is its TPUs.
-        on_tpu = "tpu" in platforms and platforms <= {"tpu", ""}
+        # What jax chooses on a host of TPUs is its TPUs, and on one of GPUs all of these.
+        on_tpu, on_gpu = (p in platforms and platforms <= {p, ""} for p in ("tpu", "cuda"))
         is_named = [bool(section.visible_devices) for section in (mine, theirs)]
-        if (on_tpu or (platforms == {"cuda"} and any(is_named))) and not all(is_named):
+        if (on_tpu or (on_gpu and any(is_named))) and not all(is_named):
             name = (role, other)[is_named.index(False)]
             raise ValueError(
                 f"{name}.visible_devices='' with {role}.platform={mine.platform!r} and "

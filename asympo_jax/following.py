@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from asympo_jax import beginning, experiment, interrupts, loops, states
+from asympo_jax import attempt_mark, beginning, experiment, interrupts, loops, states
 from asympo_jax.endings import STOPPED, RunFailed, failures
 from asympo_jax.hosts import Hosts
 from asympo_jax.initial import check_initial
@@ -73,7 +73,8 @@ class _Follower:
                 f"process {self.hosts.index}: its config is not that of process 0; start all "
                 "processes with the same command"
             )
-        if not (self.workdir / "config.json").is_file():
+        check = interrupts.raise_if_received
+        if not attempt_mark.is_marked(self.workdir, message["attempt"], check):
             raise ValueError(
                 f"workdir={self.workdir}: process {self.hosts.index} does not see what process 0 "
                 "wrote there; all hosts must share it"

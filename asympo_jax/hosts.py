@@ -10,7 +10,6 @@ processes end with the code of the one that ended first:
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import threading
@@ -20,9 +19,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+
+# jax shows neither its key-value store nor the number of a process before a backend starts, which
+# must be after this process is pinned.
 from jax._src import distributed
 
 from asympo_jax import interrupts
+from asympo_jax.cluster import Cluster
 from asympo_jax.endings import FAILED, INTERRUPTED, STOPPED, TERMINATED, RunFailed
 from asympo_jax.progress import say
 from asympo_jax.runtime.lockstep import Lockstep, is_late
@@ -30,51 +33,7 @@ from asympo_jax.runtime.lockstep import Lockstep, is_late
 _BEAT_S = 2.0  # between two signs of life
 _SILENT_S = 40.0  # without one a process is taken for dead
 _GONE_S = 6.0  # for the others to go when the first process ends
-_BEAT, _LEFT, _TOLD, _END = "asympo/beat/", "asympo/left/", "asympo/told", "asympo/end"
-
-
-@dataclasses.dataclass(frozen=True)
-class Cluster:
-    """Where the processes of a run meet.
-
-    Attributes:
-        coordinator_address: host and port of the first process; None to ask the cluster for it and
-            for the two numbers: Cloud TPU VMs, Slurm and GKE are known to jax.
-        num_processes: all of them.
-        process_id: of this one, from 0 on.
-        timeout_s: for all of them to come.
-    """
-
-    coordinator_address: str | None
-    num_processes: int | None
-    process_id: int | None
-    timeout_s: float
-
-    def __post_init__(self):
-        """Refuses what cannot be.
-
-        Raises:
-            ValueError: naming the flag, its value and what is allowed.
-        """
-        address, count, index = self.coordinator_address, self.num_processes, self.process_id
-        if (address is None) + (count is None) + (index is None) not in (0, 3):
-            raise ValueError(
-                "--coordinator_address, --num_processes, --process_id: must be given together, or "
-                "none of them and --distributed, which asks the cluster"
-            )
-        if not 0 < self.timeout_s <= 86400:
-            raise ValueError(
-                f"--initialization_timeout_s={self.timeout_s:g}: must be positive and at most 86400"
-            )
-        if address is None or count is None or index is None:
-            return
-        host, _, port = address.rpartition(":")
-        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-            raise ValueError(f"--coordinator_address={address}: must be HOST:PORT")
-        if count < 1:
-            raise ValueError(f"--num_processes={count}: must be at least 1")
-        if not 0 <= index < count:
-            raise ValueError(f"--process_id={index}: must be from 0 to {count - 1}")
+_BEAT, _LEFT, _TOLD, _END = "asympo/beat/", "asympo/left/", "asympo/told/", "asympo/end"
 
 
 class Hosts:
@@ -100,9 +59,9 @@ class Hosts:
 
     def tell(self, code: int, words: str) -> None:
         """Tells the first process how this one ends, or with 75 that it was asked to."""
-        told = json.dumps([self.index, code, words])
+        told = json.dumps([code, words])
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._client.key_value_set(_TOLD, told, allow_overwrite=True)
+            self._client.key_value_set(f"{_TOLD}{self.index}", told, allow_overwrite=True)
 
     def end(self, code: int, words: str) -> bool:
         """Ends with the others; whether all did in good order."""
@@ -144,15 +103,14 @@ class Hosts:
         heard: dict[int, tuple[str, float]] = {
             i: ("", time.monotonic()) for i in range(1, self.count)
         }
-        while not self._over.is_set():
-            if (told := self._waited_for(_TOLD)) is not None:
-                i, code, words = json.loads(told)
-                if code == STOPPED:
-                    self._client.key_value_delete(_TOLD)
-                    interrupts.ask()
-                else:
-                    interrupts.leave(f"process {i} ended: {words}", code)
-            beats = self._beats()
+        heeded: dict[int, str] = {}
+        while not self._over.wait(_BEAT_S / 2):
+            told = self._values(_TOLD)
+            for i, ending in told.items():
+                if ending != heeded.get(i):
+                    _heed(i, *json.loads(ending))
+            heeded = told
+            beats = self._values(_BEAT)
             for i, (beat, since) in heard.items():
                 if beats.get(i, beat) != beat:
                     heard[i] = (beats[i], time.monotonic())
@@ -182,10 +140,18 @@ class Hosts:
                 raise
             return None
 
-    def _beats(self) -> dict[int, str]:
-        """The last sign of life of each of the others that has given one."""
-        found = self._client.key_value_dir_get(_BEAT)
+    def _values(self, folder: str) -> dict[int, str]:
+        """What each of the others that has set a key of a kind has set."""
+        found = self._client.key_value_dir_get(folder)
         return {int(key.rsplit("/", 1)[1]): value for key, value in found}
+
+
+def _heed(index: int, code: int, words: str) -> None:
+    """Ends the first process as another one has, or asks its work to come to an end."""
+    if code == STOPPED:
+        interrupts.ask()
+    else:
+        interrupts.leave(f"process {index} ended: {words}", code)
 
 
 ALONE = Hosts()
@@ -200,6 +166,7 @@ def joined(cluster: Cluster | None) -> Iterator[Hosts]:
 
     Raises:
         ValueError: no cluster is known here.
+        InUse: another run meets at that port of this machine.
     """
     if cluster is None:
         yield ALONE
@@ -224,6 +191,8 @@ def joined(cluster: Cluster | None) -> Iterator[Hosts]:
 
 def _join(cluster: Cluster) -> Hosts:
     """Meets the others within the time that is given; no backend has started before."""
+    if cluster.process_id == 0:
+        cluster.check_port()
     words = f"not all processes came within --initialization_timeout_s={cluster.timeout_s:g}"
     late = threading.Timer(cluster.timeout_s, interrupts.leave, (words, STOPPED))
     late.daemon = True
@@ -239,6 +208,8 @@ def _join(cluster: Cluster) -> Hosts:
             cluster_detection_method=None if address is None else "deactivate",
             # jax ends a process that is late by an abort.
             initialization_timeout=round(2 * cluster.timeout_s) + 10,
+            # Else it listens on all interfaces, and answers whoever comes.
+            coordinator_bind_address=address if cluster.is_here else None,
             shutdown_timeout_seconds=round(_GONE_S),
         )
     except ValueError as error:

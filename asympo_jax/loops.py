@@ -72,6 +72,9 @@ def make_publisher(
     return Publisher(store, broker, config.stall_s, max_skipped, record, skipped=skipped)
 
 
+_ALONE = Lockstep()
+
+
 def make_learner(
     config: ExperimentConfig,
     parts: experiment.Parts,
@@ -85,7 +88,7 @@ def make_learner(
     save: Callable[[TrainState], None],
     check_saved: Callable[[], None] = lambda: None,
     mesh: jax.sharding.Mesh | None = None,
-    lockstep: Lockstep | None = None,
+    lockstep: Lockstep = _ALONE,
 ) -> Learner:
     """The learner's loop with everything that it needs; where there is one process, it samples.
 
@@ -106,7 +109,7 @@ def make_learner(
         progress.update(update, metrics, lambda: _last_answer(groups, parts.task.tokenizer))
 
     def announce(groups: Sequence[Group], is_halved: bool) -> None:
-        if lockstep is not None:
+        if not lockstep.is_alone:
             fields = [wire.group_fields(group) for group in groups]
             lockstep.announce("update", groups=fields, is_halved=is_halved)
 

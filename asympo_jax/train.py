@@ -14,9 +14,11 @@ or another run has the workdir, or one of several processes is missing · 130 in
 With --distributed the same command on several hosts is one run: docs/sharding.md.
 """
 
+import contextlib
+
 from absl import flags
 
-from asympo_jax import command, following, hosts, run_names, training
+from asympo_jax import cluster, command, following, hosts, run_names, training
 from asympo_jax.config import resolve
 from asympo_jax.progress import say
 
@@ -48,12 +50,12 @@ _TIMEOUT = flags.DEFINE_float(
 
 def main() -> None:
     """Checks the config, runs the experiment, says what came out."""
-    with command.refusals():
-        config, cluster = resolve(_CONFIG.value), _cluster()
-        given = command.directory(_WORKDIR) if _WORKDIR.present else None
-        workdir = given or run_names.default_workdir(config)
-    with hosts.joined(cluster) as joined:
+    with contextlib.ExitStack() as stack:
         with command.refusals():
+            config = resolve(_CONFIG.value)
+            given = command.directory(_WORKDIR) if _WORKDIR.present else None
+            workdir = given or run_names.default_workdir(config)
+            joined = stack.enter_context(hosts.joined(_cluster()))
             config.learner.mesh.check_processes(joined.count)
         if joined.index:
             with command.refusals():
@@ -70,7 +72,7 @@ def main() -> None:
     )
 
 
-def _cluster() -> hosts.Cluster | None:
+def _cluster() -> cluster.Cluster | None:
     """Where the other processes are; None if there are none.
 
     Raises:
@@ -89,7 +91,7 @@ def _cluster() -> hosts.Cluster | None:
             raise ValueError(f"{names[0]}: is for several processes, add --distributed")
         return None
     timeout_s = _TIMEOUT_S if _TIMEOUT.value is None else _TIMEOUT.value
-    return hosts.Cluster(_ADDRESS.value, _COUNT.value, _INDEX.value, timeout_s)
+    return cluster.Cluster(_ADDRESS.value, _COUNT.value, _INDEX.value, timeout_s)
 
 
 if __name__ == "__main__":

@@ -95,10 +95,10 @@ class Prepared:
         all_cores = placement.available_cores()
         learner_cores, _ = placement.split_cores(all_cores)
         placement.pin(learner_cores)
-        hosts.lockstep.announce("begin", config=self.config.sha256)
+        run_id = uuid.uuid4().hex[:12]
+        beginning.announce(self.config, self.workdir, run_id, hosts.lockstep)
         mesh = beginning.start_learner(self.config, hosts.count)
         environment.record(self.workdir, environment.describe(placement.device_kinds()), say)
-        run_id = uuid.uuid4().hex[:12]
         with contextlib.ExitStack() as stack:
             with interrupts.held_back():
                 directory, lock = make_snapshot_directory(self.config.snapshot_dir, run_id)

@@ -45,7 +45,10 @@ _FREE = (
 _TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 
 # What a run that was killed leaves half written; others may be at work on other names.
-_PARTIAL = re.compile(r"\.((?:config|task|result)\.json|metrics\.jsonl|update_\d+\.jsonl)\.\d+")
+_PARTIAL = re.compile(
+    r"\.((?:config|task|result)\.json|\.attempt|metrics\.jsonl|update_\d+\.jsonl)\.\d+"
+)
+
 
 # What `result.json` must have.
 _RESULT = {

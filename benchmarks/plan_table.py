@@ -57,7 +57,7 @@ def planned(name: str, wanted: topology.Slice) -> dict[str, Any]:
     """A config on a slice, changed until it fits by estimate."""
     config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]()
     topology.spread_over(config, wanted)
-    subject = make_subject(config)
+    subject = make_subject(config, wanted.num_hosts)
     flags: dict[str, Any] = {"learner.fsdp": config.learner.fsdp}
     if config.learner.micro_batch > 1:
         flags["learner.micro_batch"] = config.learner.micro_batch
@@ -70,7 +70,7 @@ def planned(name: str, wanted: topology.Slice) -> dict[str, Any]:
     lanes = fitting.lanes_that_fit(subject, wanted.hbm_bytes)
     if lanes is not None and lanes != subject.engine.num_lanes:
         config.sampler.lanes = flags["sampler.lanes"] = lanes
-    subject = make_subject(copy.deepcopy(config))
+    subject = make_subject(copy.deepcopy(config), wanted.num_hosts)
     return {
         "config": name,
         "slice": wanted,

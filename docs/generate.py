@@ -236,6 +236,8 @@ def _names(module: Any, names: Any) -> str:
 
 def _of_type(thing: Any) -> str:
     """The words of a type or a constant, which has no docstring of its own."""
+    if isinstance(thing, Mapping):
+        return ", ".join(f"`{name}`" for name in thing)
     return f"`{thing}`".replace("typing.", "").replace("jaxtyping.", "")
 
 

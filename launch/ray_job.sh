@@ -26,7 +26,7 @@ Usage: bash launch/ray_job.sh ACTION --name=NAME [FLAG]... [-- --config=FILE --w
   RAY_AUTH_MODE=token (environment variable) must be set, on the cluster, too; the token is found by
                       Ray: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token
 
-Example: bash launch/ray_job.sh run --name=math -- --config=configs/math_qwen3_1p7b.py --workdir=/runs/math
+Example: bash launch/ray_job.sh run --name=first -- --config=configs/arithmetic.py --workdir=/runs/first
 END
 }
 

@@ -36,7 +36,8 @@ Usage: bash launch/tpu_pod.sh ACTION --name=NAME --zone=ZONE [FLAG]... [-- --wor
   --dry_run           prints the commands, and runs none
 
 Example: bash launch/tpu_pod.sh run --name=math --zone=us-west4-a --type=v5litepod-16 --spot \
-  --setup='bash /path/on/hosts/setup.sh' -- --config=configs/math_qwen3_1p7b.py --workdir=/mnt/runs/math
+  --setup='bash /path/on/hosts/setup.sh' -- FLAGS_OF_TRAIN
+docs/launching.md has the flags of train for a real model.
 END
 }
 

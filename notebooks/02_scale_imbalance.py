@@ -537,12 +537,14 @@ for name, style in (("reinforce", "-"), ("asympo", "--")):
     panels[1].plot(smooth(metrics["balance/net"]), style, color="#333333", label=name)
 floor_share = smooth(runs["asympo"]["weight/floor_share"][-1])
 panels[1].plot(floor_share, ":", color=PULL, label="asympo, share at the floor")
+low, high = panels[1].get_ylim()
+panels[1].set_ylim(1.5 * low, high)  # room for the legend
 panels[0].set_title("NLL, nats per token", loc="left")
 panels[1].set_title("Sum of push and pull", loc="left")
 for panel in panels:
     panel.set_xlabel("learner updates")
     panel.grid(alpha=0.3)
-    panel.legend()
+    panel.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]

@@ -43,7 +43,9 @@ import json
 
 import matplotlib.pyplot as plt
 import numpy as np
-from commands import RUNS, SMALL, run, show
+from commands import QUICK, RUNS, SMALL, run, show
+
+from asympo_jax.report import captions
 
 out = RUNS / "staleness_lab"
 
@@ -93,7 +95,7 @@ final = {
 cost = {name: final[name, 64] - final[name, 0].mean() for name in objectives}
 order = sorted(objectives, key=lambda name: cost[name].mean())
 figure, panel = plt.subplots(figsize=(8, 4), layout="constrained")
-colours = ["#0072B2" if name == "asympo" else "#b8b8b8" for name in order]
+colours = [captions.colour(name) if name == "asympo" else "#b8b8b8" for name in order]
 panel.barh(order, [cost[name].mean() for name in order], color=colours)
 for name in order:
     panel.plot(cost[name], [name] * len(cost[name]), "o", color="#444444", markersize=3)
@@ -103,9 +105,10 @@ panel.set_xlabel("difference in the share of right answers")
 plt.show()
 
 # %% [markdown]
-# **Is the loss out of balance?** `balance/net` is the value of the loss without any factor that is
-# common to all tokens: what pulls and what pushes, added up. It is the mean over the second half
-# of training.
+# **Is the loss out of balance?** `balance/net` is the sum of what pulls and what pushes: the mean
+# of $-w A \log\pi$ over answers. Left, its mean over the second half of training. Right, how much
+# further the bad answers are from the policy than the good ones. With `asympo` they are furthest
+# apart, and its sum is 0 all the same.
 
 # %%
 shown = [name for name in ("reinforce", "gpg", "spo", "asympo", "grpo") if name in objectives]
@@ -120,11 +123,17 @@ for name in shown:
         np.mean([one["nll/negative"][-1] / one["nll/positive"][-1] for one in chosen(name, lag)])
         for lag in lags
     ]
-    style = {"linewidth": 3 if name == "asympo" else 1.6, "marker": "o", "markersize": 4}
+    style = {
+        "color": captions.colour(name),
+        "linewidth": 3 if name == "asympo" else 1.6,
+        "marker": "o",
+        "markersize": 4,
+    }
     panels[0].plot(range(len(lags)), net, label=name, **style)
-    panels[1].semilogy(range(len(lags)), ratios, label=name, **style)
+    panels[1].plot(range(len(lags)), ratios, label=name, **style)
 panels[0].axhline(0, color="#444444", linewidth=0.8)
 panels[0].set_title("Sum of push and pull (0: they cancel)", loc="left")
+panels[1].set_ylim(0, None)
 panels[1].set_title("NLL of negative over positive answers, at the end", loc="left")
 for panel in panels:
     panel.set_xticks(range(len(lags)), lags)
@@ -150,14 +159,14 @@ print(f"asympo: the mean of the sum is at most {worst:.4f} from 0, in any of its
 # and only the new runs are made.
 
 # %%
-quick = SMALL.replace("--config.", "--config.base.")
+names = ("asympo",) if QUICK else ("reinforce", "asympo")
+chosen_lags = (2,) if QUICK else (0, 16)
 run(
     "python -m asympo_jax.sweep --config=configs/staleness.py:learning_rate "
     f"--workdir={out / 'sweep'} --config.base.num_updates=60 "
-    "--config.axes.objective.name=\"('reinforce','asympo')\" "
-    '--config.axes.optimizer.learning_rate="(3e-4,)" '
-    '--config.axes.lag="(0, 16)" --config.axes.seed="(0,)"',
-    quick=f'{quick} --config.axes.lag="(2,)" --config.axes.objective.name="(\'asympo\',)"',
+    f'--config.axes.objective.name="{names}" --config.axes.lag="{chosen_lags}" '
+    '--config.axes.optimizer.learning_rate="(3e-4,)" --config.axes.seed="(0,)"',
+    quick=SMALL.replace("--config.", "--config.base."),
 )
 
 # %%

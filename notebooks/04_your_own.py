@@ -55,7 +55,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 #
 # Prompts are pure functions of an index: all processes ask the same and get the same. Held-out
 # prompts are never training prompts. `demonstration` is there for the supervised warm-up, which
-# gives RL something to start from; a third of its letters are wrong here, so that there is
+# gives RL something to start from; a third of its letters are drawn at random, so that there is
 # something left to learn.
 
 # %%

@@ -36,6 +36,8 @@ ROOMS_OF_FLOOR = {
         "initial",
         "beginning",
         "following",
+        "attempt_mark",
+        "cluster",
         "hosts",
         "workdirs",
         "run_names",

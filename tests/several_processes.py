@@ -71,7 +71,11 @@ def run(
 
 def in_environment(variables: Mapping[str, str]) -> Callable[[], None]:
     """Sets variables in the process that calls it."""
-    return functools.partial(os.environ.update, variables)
+    return functools.partial(_set_environment, dict(variables))
+
+
+def _set_environment(variables: Mapping[str, str]) -> None:
+    os.environ.update(variables)
 
 
 def signalled(number: signal.Signals, update: int) -> Callable[[], None]:

@@ -21,11 +21,15 @@ PACKAGE = pathlib.Path(asympo_jax.__file__).parent
 ROLES = {"sample", "evaluate_snapshots"}
 
 
+def program_of(room: str) -> pathlib.Path:
+    """The file that `python -m` runs."""
+    module = PACKAGE / f"{room}.py"
+    return module if module.exists() else PACKAGE / room / "__main__.py"
+
+
 def test_every_command_line_of_the_package_is_a_verb():
     programs = {
-        room
-        for room in ROOMS_OF_FLOOR[5]
-        if "command.run(main" in (PACKAGE / f"{room}.py").read_text()
+        room for room in ROOMS_OF_FLOOR[5] if "command.run(main" in program_of(room).read_text()
     }
     by_argparse = {"inspect", "report"}
     assert set(asympo.VERBS) == programs - ROLES | by_argparse

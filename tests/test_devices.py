@@ -5,13 +5,14 @@ import json
 import os
 import pathlib
 import sys
+from typing import Any
 
 import pytest
 from sampler_stand_ins import ADMISSION
 from test_config import with_fields
 from tiny_runs import wait_until
 
-from asympo_jax import devices
+from asympo_jax import actors, devices
 from asympo_jax.config import resolve
 from asympo_jax.processes import Launcher
 from asympo_jax.runtime import placement
@@ -40,6 +41,7 @@ GPU: dict[str, object] = {
     "learner__visible_devices": "0",
     "sampler__platform": "cuda",
 }
+RAY: dict[str, Any] = {"runtime__name": "ray"}
 
 
 def given_to_processes(
@@ -117,7 +119,7 @@ def test_the_learner_takes_its_devices_before_jax_starts(monkeypatch):
         raise RuntimeError("none here")
 
     monkeypatch.setattr(placement.jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(placement.jax, "devices", no_devices)
+    monkeypatch.setattr(placement.jax, "local_devices", no_devices)
     with pytest.raises(placement.NoDevice, match=r"learner\.platform='cuda'"):
         devices.start_learner(config.learner)
     assert seen == ["3"]
@@ -189,6 +191,23 @@ WRONG = [
         ["eval.visible_devices=''", "must name devices that no other process has"],
     ),
     (dict(sampler__devices=3, sampler__tensor=2), ["sampler.tensor=2: must divide", "devices=3"]),
+    (_with(GPU, visible_devices="01"), ["sampler.visible_devices='01'", "numbers of devices"]),
+    (
+        dict(sampler__platform="cuda", sampler__visible_devices="1"),
+        ["learner.visible_devices=''", "learner.platform=''", "no other process has"],
+    ),
+    (
+        dict(RAY, sampler__devices=2, sampler__tensor=2, eval__process=False),
+        ["eval.process=False with sampler.tensor=2", "one device, must be True"],
+    ),
+    (
+        dict(RAY, eval__platform="cuda", eval__visible_devices="abc"),
+        ["eval.visible_devices='abc'", "such as '2,3'"],
+    ),
+    (
+        dict(RAY, learner__platform="tpu", eval__platform="tpu"),
+        ["learner.visible_devices=''", "eval.platform='tpu'", "or one of the two"],
+    ),
 ]
 
 
@@ -197,6 +216,17 @@ def test_devices_that_cannot_be_had_are_refused_before_any_is_touched(fields, wo
     with pytest.raises(ValueError) as raised:
         resolve(with_fields(**fields))
     assert all(word in str(raised.value) for word in words), str(raised.value)
+
+
+def test_samplers_on_ray_have_devices_that_nobody_names():
+    fields = dict(RAY, sampler__platform="tpu", sampler__count=2, learner__platform="tpu")
+    assert resolve(with_fields(**fields, eval__platform="cpu")).sampler.count == 2
+
+
+def test_samplers_on_ray_have_the_share_of_a_gpu_that_they_were_given():
+    fields = dict(RAY, sampler__platform="cuda", sampler__memory_fraction=0.5, eval__platform="cpu")
+    environment = actors.environment_of(resolve(with_fields(**fields)).sampler)
+    assert environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"
 
 
 def test_one_process_that_does_all_needs_no_devices_of_samplers():

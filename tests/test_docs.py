@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 
 import asympo_jax
 from asympo_jax import __main__ as asympo
 from asympo_jax import models, objectives
+from asympo_jax.config import resolve
 from asympo_jax.defaults import default_config
 from asympo_jax.models import ModelConfig
 
@@ -68,9 +70,9 @@ def test_every_field_of_a_config_is_described_in_words(generate):
 
 def test_every_name_that_a_package_exports_is_on_the_page_of_names(generate):
     page = (ROOT / "docs" / "api.md").read_text()
-    listed = set(re.findall(r"^\| `(\w+)", page, re.M))
-    exported = {name for package in ("models", "objectives", "tasks") for name in exports(package)}
-    assert exported <= listed
+    for package in ("models", "objectives", "tasks"):
+        section = page.partition(f"## `asympo_jax.{package}`\n")[2].partition("\n## ")[0]
+        assert set(re.findall(r"^\| `(\w+)", section, re.M)) == set(exports(package)), package
 
 
 def exports(package: str) -> list[str]:
@@ -176,6 +178,34 @@ def test_a_block_of_bash_names_verbs_flags_fields_and_files_that_exist(source):
         assert (ROOT / script).is_file(), script
 
 
+def test_no_training_command_is_refused_for_its_fields():
+    """Nor because a config of a real model was not told where the model is."""
+    sources = [block.values[0] for block in blocks("bash")]
+    launching = (ROOT / "docs" / "launching.md").read_text()
+    sources += re.findall(r"\| `((?:bash|sbatch) [^`]* -- [^`]*)` \|", launching)
+    manifest = yaml.safe_load_all((ROOT / "launch" / "gke_jobset.yaml").read_text())
+    (pod,) = re.findall(r"'args': (\[[^]]*\])", str(list(manifest)))
+    given = [words for source in sources for words in commands(source) if words[0] == "train"]
+    given.append(["train", *ast.literal_eval(pod)])
+    num_checked = 0
+    for _, first, *words in given:
+        if not first.startswith("--config=configs/") or any("=my_" in word for word in words):
+            continue  # of another config, or with a module of the reader's
+        path, _, variant = first.removeprefix("--config=").partition(":")
+        config = load(ROOT / path).get_config(*[variant] * bool(variant))
+        for field, value in re.findall(r"--config\.(\S+)=(\S*)", " ".join(words)):
+            *section, name = field.split(".")
+            holder = config[section[0]] if section else config
+            is_new = name not in holder  # an option of an objective
+            kind = float if is_new else holder.get_type(name)
+            with config.unlocked():
+                holder[name] = value == "True" if kind is bool else kind(value)
+        assert variant or not config.model.preset or config.model.hf_dir is not None, words
+        resolve(config)
+        num_checked += 1
+    assert num_checked > 15
+
+
 def templates() -> list[str]:
     """All texts in the package, what is filled in written as `…`."""
     found = []
@@ -196,6 +226,33 @@ def test_every_message_that_the_questions_quote_is_one_of_the_package():
     for message in quoted:
         pattern = re.compile(".*?".join(map(re.escape, message.split("…"))), re.S)
         assert any(map(pattern.search, texts)), f"no text of the package has {message!r}"
+
+
+def test_every_fault_names_tests_that_exist():
+    rows = (ROOT / "docs" / "faults.md").read_text().partition("## Faults and tests")[2]
+    cells = [re.split(r"(?<!\\)\|", row)[-2] for row in re.findall(r"^\|.*\|$", rows, re.M)[2:]]
+    assert len(cells) > 40
+    for cell in cells:
+        assert "`test_" in cell or cell.strip() in ("the same", "not tested"), cell
+        source = ""
+        for said in re.findall(r"`([^`]+)`", cell):
+            file, _, name = said.partition("::") if ".py" in said else ("", "", said)
+            if file:
+                source = (ROOT / "tests" / file).read_text()
+            words = r"\w*".join(name.removeprefix("…").removeprefix("test_").split("…"))
+            found = re.search(rf"^def test_(\w*_)?{words}\(", source, re.M)
+            assert not name or found, (cell, said)
+
+
+def test_the_map_in_the_readme_names_files_that_exist():
+    text = (ROOT / "README.md").read_text().partition("## Map")[2].partition("```text\n")[2]
+    rows = re.findall(r"^( *)(\S.*)$", text.partition("```")[0], re.M)
+    for spaces, row in rows:
+        place = PACKAGE if spaces else ROOT
+        places = (place, place / row.split()[0], PACKAGE)
+        for name in re.findall(r"(?<![\w/.])[\w/]+(?:\.py|/)(?![\w/])", row):
+            assert any((root / name).exists() for root in places), row
+    assert len(rows) > 20
 
 
 def test_the_site_is_built_without_a_warning(tmp_path):

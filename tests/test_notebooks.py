@@ -1,13 +1,11 @@
 """The notebooks: what is committed is what their sources say, and every cell of them runs."""
 
-import concurrent.futures
-import functools
 import json
 import pathlib
 import sys
 
 import pytest
-from tiny_runs import Finished, Runner
+from tiny_runs import Runner
 
 FOLDER = pathlib.Path(__file__).parents[1] / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("[0-9]*.py"))
@@ -29,24 +27,13 @@ def source_cells(name: str) -> list[Cell]:
     return cells
 
 
+def see_the_folder() -> None:
+    """Lets the process that runs a notebook find it by its name."""
+    sys.path.insert(0, str(FOLDER))
+
+
 def notebook(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.ipynb").read_text())
-
-
-@pytest.fixture(scope="module")
-def executed(programs, tmp_path_factory) -> dict[str, Finished]:
-    """All notebooks, made small, two at a time."""
-    runner = Runner(programs, tmp_path_factory.mktemp("snapshots"))
-    runner.environment |= {"ASYMPO_NOTEBOOK_QUICK": "1", "MPLBACKEND": "agg"}
-    runner.environment["ASYMPO_NOTEBOOK_RUNS"] = str(tmp_path_factory.mktemp("notebooks"))
-    from_folder = functools.partial(sys.path.insert, 0, str(FOLDER))
-
-    def execute(name: str) -> Finished:
-        workdir = pathlib.Path(runner.environment["ASYMPO_NOTEBOOK_RUNS"])
-        return runner.finish(workdir, [sys.executable, "-m", name], from_folder)
-
-    with concurrent.futures.ThreadPoolExecutor(2) as threads:
-        return dict(zip(NAMES, threads.map(execute, NAMES), strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,5 +56,12 @@ def test_notebooks_begin_with_a_badge_of_their_own_and_install_in_colab_alone():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_cell_of_a_notebook_runs(executed, name):
-    assert executed[name].code == 0, executed[name].stdout + executed[name].stderr
+def test_every_cell_of_a_notebook_runs(name, programs, tmp_path):
+    runner = Runner(programs, tmp_path)
+    runner.environment |= {
+        "ASYMPO_NOTEBOOK_QUICK": "1",
+        "ASYMPO_NOTEBOOK_RUNS": str(tmp_path / "runs"),
+        "MPLBACKEND": "agg",
+    }
+    done = runner.finish(tmp_path / "runs", [sys.executable, "-m", name], see_the_folder)
+    assert done.code == 0, done.stdout + done.stderr

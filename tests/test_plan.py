@@ -11,11 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from plan_cases import state_of, step_of, subject_of
+from plan_cases import config_of, state_of, step_of, subject_of
 
+from asympo_jax.defaults import default_config
 from asympo_jax.models import PRESETS, counts
 from asympo_jax.plan import estimate, fitting, memory
 from asympo_jax.plan.programs import longest_batch
+from asympo_jax.plan.subject import make_subject
 from asympo_jax.runtime import wire
 from asympo_jax.runtime.leases import Lease
 from asympo_jax.runtime.local import LocalClient
@@ -68,6 +70,23 @@ def test_a_snapshot_has_the_bytes_that_were_planned(fields, dtype, tmp_path):
     assert held(store.copied(state.params)) == sent
 
 
+def test_of_several_hosts_one_device_of_each_holds_the_copies_whole():
+    fields: dict[str, Any] = {"learner__fsdp": 2, "learner__micro_batch": 0}
+    parts, whole = (make_subject(config_of(**fields), num_hosts) for num_hosts in (1, 2))
+    copies = "copies for snapshots, 2"
+    all_of_it = 2 * memory.bytes_of(memory.snapshot(whole))
+    assert memory.learner_sizes(whole)[copies] == all_of_it
+    assert memory.learner_sizes(parts)[copies] < 0.7 * all_of_it
+
+
+def test_a_published_shape_that_the_devices_of_a_sampler_cannot_share_is_refused():
+    config: Any = default_config()
+    config.model.preset, config.warmup.num_steps = "qwen3_1p7b", 0
+    config.sampler.devices = config.sampler.tensor = 3
+    with pytest.raises(ValueError, match=r"sampler\.tensor=3: must divide the decoder's"):
+        make_subject(config)
+
+
 def test_a_sampler_holds_the_keys_and_values_that_were_planned():
     subject = subject_of(sampler__lanes=2, sampler__max_response_tokens=40, sampler__segment=8)
     model, engine = subject.model, subject.engine
@@ -108,6 +127,13 @@ def test_published_shapes_have_the_published_number_of_parameters(name, number):
 def test_a_preset_that_there_is_not_or_that_is_contradicted_is_refused(preset, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         subject_of(model__preset=preset)
+
+
+def test_samplers_that_cannot_share_a_published_shape_are_refused_as_by_a_run():
+    config: Any = default_config()
+    config.model.preset, config.sampler.tensor, config.sampler.devices = "qwen3_1p7b", 3, 3
+    with pytest.raises(ValueError, match=r"sampler\.tensor=3: must divide the decoder's"):
+        make_subject(config)
 
 
 def test_xla_counts_the_flops_of_an_update_alike():

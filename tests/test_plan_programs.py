@@ -48,6 +48,7 @@ def test_a_decode_segment_lowers_for_cuda(dtype):
 def test_a_slice_has_its_chips_and_the_name_of_cloud_tools(name, num_chips, accelerator_type):
     found = slice_named(name)
     assert (found.name, found.num_chips) == (name, num_chips)
+    assert found.num_hosts == (num_chips // 4 if num_chips > 8 else 1)
     assert found.accelerator_type == accelerator_type
 
 

@@ -4,6 +4,8 @@ import os
 import pathlib
 import re
 import signal
+import stat
+import subprocess
 import sys
 import types
 import warnings
@@ -234,6 +236,56 @@ def test_a_cluster_that_others_could_use_is_refused_with_the_reason(
     assert signal.getsignal(signal.SIGTERM) is before
     # A shutdown of what was never joined does nothing.
     assert [call for call in stand_in.calls if call == "init" or "init" in calls] == calls
+
+
+def test_what_a_node_that_did_not_start_leaves_is_ended_with_its_files(monkeypatch, tmp_path):
+    token = "of-this-test"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    child = subprocess.Popen(["sleep", "1000"])
+    shell = "sleep 1000 >/dev/null & echo $!"
+    orphan = int(subprocess.check_output(["sh", "-c", shell], text=True))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of-another-run")
+    other = int(subprocess.check_output(["sh", "-c", shell], text=True))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    monkeypatch.setitem(sys.modules, "ray", StandInRay(""))
+    try:
+        (tmp_path / "own").mkdir()
+        ray_cluster.Cluster("n", tmp_path / "own").leave()
+        assert wait_until(lambda: not is_alive(orphan))
+        assert child.poll() is None and is_alive(other)
+        assert not (tmp_path / "own").exists()
+    finally:
+        child.kill()
+        child.wait()
+        os.kill(other, signal.SIGKILL)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there, and has not ended."""
+    found = read(pathlib.Path(f"/proc/{pid}/stat"))
+    return bool(found) and found.rpartition(b")")[2].split()[0] != b"Z"
+
+
+def test_the_files_of_a_cluster_of_its_own_are_in_a_directory_of_this_user(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name, value in ray_cluster._LOOPBACK.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of-this-test")
+    monkeypatch.setitem(sys.modules, "ray", stand_in := StandInRay(""))
+    modes = []
+
+    def init(_temp_dir, **given):
+        path = pathlib.Path(_temp_dir)
+        path.mkdir(mode=0o777)
+        modes.append(stat.S_IMODE(path.parent.stat().st_mode))
+        found = {"node_ip_address": "127.0.0.1", "node_id": "n"}
+        return types.SimpleNamespace(address_info=found)
+
+    monkeypatch.setattr(stand_in, "init", init)
+    cluster = ray_cluster.join(1)
+    cluster.leave()
+    assert modes == [0o700]
+    assert cluster.directory is not None and not cluster.directory.exists()
 
 
 def test_a_cluster_of_its_own_is_refused_where_ray_was_imported_before(monkeypatch):

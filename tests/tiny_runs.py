@@ -237,3 +237,18 @@ def wait_until(condition: Callable[[], bool]) -> bool:
     while not condition() and time.monotonic() < deadline:
         select.select([], [], [], 0.05)
     return condition()
+
+
+def metrics_lines(workdir: pathlib.Path) -> list[str]:
+    """What a run has written of its metrics so far."""
+    path = workdir / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    """Waits for a state of a running command; fails when the command ends before."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        select.select([], [], [], 0.05)

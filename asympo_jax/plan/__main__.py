@@ -40,7 +40,7 @@ def main() -> None:
         elif _ALL_LAYERS.value:
             raise ValueError("--all_layers: goes with --topology, which compiles")
         available = 0 if _MEMORY.value is None else fitting.device_memory(_MEMORY.value)
-        subject = make_subject(config)
+        subject = make_subject(config, 1 if wanted is None else wanted.num_hosts)
     lines = estimate.lines_of(subject)
     if wanted is not None:
         available = available or wanted.hbm_bytes

@@ -74,10 +74,15 @@ def learner_sizes(subject: Subject, learner: LearnerConfig | None = None) -> Siz
         "optimiser": bytes_of(state.opt_state, mesh),
         "gradient": bytes_of(state.params, mesh),
         "proximal and reference parameters": bytes_of((state.proximal, state.reference), mesh),
-        f"copies for snapshots, {_COPIES}": _COPIES * bytes_of(snapshot(subject), mesh),
+        f"copies for snapshots, {_COPIES}": _COPIES * _copy_bytes(subject, mesh),
         f"activations, remat {learner.remat}, estimate": _activations(subject, learner, rows),
         "logits and head, estimate": _logits(subject, learner, rows),
     }
+
+
+def _copy_bytes(subject: Subject, mesh: MeshShape) -> int:
+    """A copy for a snapshot: a part on each device; of several hosts, all on one of each."""
+    return bytes_of(snapshot(subject), None if subject.num_hosts > 1 else mesh)
 
 
 def _activations(subject: Subject, learner: LearnerConfig, rows: int) -> int:

@@ -34,8 +34,8 @@ class Kind:
 
 KINDS = {
     "v5e": Kind("v5litepod", 2, 1, (2, 2), 256, 15.75),
-    "v5p": Kind("v5p", 3, 2, (2, 2, 1), 8960, 95.74),
-    "v6e": Kind("v6e", 2, 1, (2, 2), 256, 31.25),
+    "v5p": Kind("v5p", 3, 2, (2, 2, 1), 8960, 95.73),
+    "v6e": Kind("v6e", 2, 1, (2, 2), 256, 31.24),
 }
 
 
@@ -60,6 +60,13 @@ class Slice:
     def num_chips(self) -> int:
         """Of the slice."""
         return math.prod(self.sizes)
+
+    @property
+    def num_hosts(self) -> int:
+        """Machines that have its chips; up to eight of a slice with two axes may be on one."""
+        kind = KINDS[self.kind]
+        chips = math.prod(kind.host)
+        return 1 if kind.num_axes == 2 and self.num_chips <= 8 else -(-self.num_chips // chips)
 
     @property
     def hbm_bytes(self) -> int:

@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 
 from asympo_jax.learning import TrainState
 from asympo_jax.runtime import wire
+from asympo_jax.runtime.checkpoint_directory import DELETED, open_manager, open_reader
 from asympo_jax.runtime.ledger import Ledger
-from asympo_jax.runtime.managers import DELETED, open_manager, open_reader
 from asympo_jax.runtime.saving import Writing
 from asympo_jax.runtime.snapshots import SnapshotStore, parameters_sha256
 from asympo_jax.types import Group

@@ -69,6 +69,11 @@ class Lockstep:
         """Nothing is announced yet."""
         self._store, self._index, self._number = store, index, 0
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is nobody to tell."""
+        return self._store is None
+
     def announce(self, action: str, **content: Any) -> None:
         """Tells all others what the first process does next; to nobody where it is the only one.
 

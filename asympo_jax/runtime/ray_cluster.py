@@ -51,7 +51,7 @@ class Cluster:
         """Leaves the cluster, and ends one of its own."""
         _shut_down()
         if self.directory is not None:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            _remove(self.directory)
 
 
 def is_installed() -> bool:
@@ -109,10 +109,11 @@ def join(num_cpus: float) -> Cluster:
         _prepare_own()
         directory = pathlib.Path(tempfile.mkdtemp(prefix="asympo-ray-"))
         given = {"address": "local", "num_cpus": int(num_cpus), "include_dashboard": False}
-        given["_temp_dir"] = str(directory)
+        # Ray lets everybody write in its own, so it is in one that nobody else can enter.
+        given["_temp_dir"] = str(directory / "ray")
     with contextlib.ExitStack() as stack:
         if directory is not None:
-            stack.callback(shutil.rmtree, directory, ignore_errors=True)
+            stack.callback(_remove, directory)
         stack.callback(_shut_down)  # also of what is half begun
         with _own_handlers():
             context = _init(given, address)
@@ -145,6 +146,29 @@ def _shut_down() -> None:
     import ray
 
     ray.shutdown()
+
+
+def _remove(directory: pathlib.Path) -> None:
+    """Removes the files of a cluster of its own, which was shut down, and what outlived that.
+
+    Of a node that did not come up in time Ray leaves processes, which would make them again. They
+    are known by the token, and are no children of this process.
+    """
+    known_by = f"{_TOKEN}={os.environ[_TOKEN]}".encode()
+    for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            pid = int(path.parent.name)
+            if known_by in path.read_bytes().split(b"\0") and not _is_descendant(pid):
+                os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _is_descendant(pid: int) -> bool:
+    """Whether a process is this one, or was started by it, or by one that was."""
+    while pid not in (0, os.getpid()):
+        status = pathlib.Path(f"/proc/{pid}/stat").read_text()
+        pid = int(status.rpartition(")")[2].split()[1])
+    return pid != 0
 
 
 @contextlib.contextmanager
