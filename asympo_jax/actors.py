@@ -150,6 +150,7 @@ def start_samplers(
     """
     resources = resources_of(config.sampler)
     count = config.sampler.count
+    say(f"{ray_cluster.words_on_joining()}; that may take a minute")
     try:
         cluster = ray_cluster.join(count * resources["CPU"])
     except ray_cluster.ClusterRefused as refused:

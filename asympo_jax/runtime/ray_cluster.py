@@ -89,6 +89,12 @@ def check_environment(environ: Mapping[str, str] = os.environ) -> None:
         )
 
 
+def words_on_joining() -> str:
+    """What `join` will do, for people."""
+    address = os.environ.get(_ADDRESS)
+    return f"joining the Ray cluster {address}" if address else "starting a Ray cluster of this run"
+
+
 def join(num_cpus: float) -> Cluster:
     """Joins the cluster that RAY_ADDRESS names; without one, starts one here.
 
@@ -138,6 +144,8 @@ def _init(given: Mapping[str, Any], address: str | None) -> Any:
             ray.shutdown()
             if not starts_left:
                 words = f"the Ray cluster {address or 'of this run'}: {error}"
+                if not address:
+                    words += f"; it was started {_STARTS} times, is the machine busy?"
                 raise ConnectionError(words) from error
 
 
