@@ -1,9 +1,12 @@
 """Where the processes of a learner on several hosts meet, as the flags of `train` say it."""
 
+import contextlib
 import dataclasses
 import socket
 
 from asympo_jax.endings import InUse
+
+_ANSWER_S = 2.0  # for whoever has a port of this machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,23 +59,17 @@ class Cluster:
         return host in ("127.0.0.1", "localhost")
 
     def check_port(self) -> None:
-        """Refuses a port that another process listens on, before the first process does.
+        """Refuses a port where somebody answers before the first process listens there.
 
         jax would share it, and both runs would be aborted as soon as they meet.
 
         Raises:
             InUse: naming it.
         """
-        assert self.coordinator_address is not None
-        with socket.socket() as probe:
-            probe.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # after a run that has ended
-            try:
-                probe.bind(("", int(self.coordinator_address.rpartition(":")[2])))
-            except OSError as error:
-                raise InUse(
-                    f"--coordinator_address={self.coordinator_address}: cannot be listened on "
-                    f"({error.strerror}), as where another run meets; give all "
-                    "processes another port"
-                ) from error
+        host, _, port = (self.coordinator_address or "").rpartition(":")
+        place = (host.strip("[]"), int(port))
+        with contextlib.suppress(OSError), socket.create_connection(place, _ANSWER_S):
+            raise InUse(
+                f"--coordinator_address={self.coordinator_address}: somebody answers there, as "
+                "where another run meets; give all processes another port"
+            )

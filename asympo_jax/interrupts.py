@@ -200,7 +200,8 @@ def _watch(heard: int, end_s: float, advice: str) -> None:
                 continue
             elif not first:
                 given_s = end_s
-                if _ending.ask is not None:
+                # What was asked may have been saved before this thread had its turn.
+                if _ending.ask is not None or _ending.asked is not None:
                     shorter_s = min(_ending.grace_s, end_s)
                     given_s = shorter_s if number == signal.SIGINT else _ending.grace_s
                     _tell_asked(number, given_s)

@@ -224,6 +224,28 @@ def test_ctrl_c_gives_no_more_time_to_what_has_saved():
     assert started.returncode == 130
 
 
+def test_ctrl_c_gives_no_more_time_where_it_is_heard_of_after_all_was_saved():
+    started = program("""
+        look, is_saved = interrupts.select.select, []
+        def late(*args):
+            found = look(*args)
+            while found[0] and not is_saved:
+                time.sleep(0.01)
+            return found
+        interrupts.select.select = late
+        interrupts.install('carry on', 3600.0)
+        with interrupts.asking(lambda: say('asked'), 0.5):
+            say('hangs')
+            while not interrupts.is_asked():
+                time.sleep(0.01)
+        is_saved.append(True)
+        hang()
+    """)
+    started.send_signal(signal.SIGINT)
+    started.communicate(timeout=TIMEOUT_S)
+    assert started.returncode == 130
+
+
 def test_what_has_saved_in_its_grace_time_and_does_not_end_says_that_it_has_saved():
     started = program("""
         interrupts.install('carry on', 0.2)
