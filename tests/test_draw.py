@@ -155,7 +155,8 @@ def test_the_first_few_by_falling_scores_are_kept_and_of_ties_the_first_tokens(v
     logits_BV[rng.random(logits_BV.shape) < 0.2] = -np.inf
     logits_BV[:, 3] = 0.0
     uniform_B = rng.uniform(0.01, 0.99, 40).astype(np.float32)
-    for options in ({"top_k": 3}, {"top_k": vocab_size - 1}, {"top_p": 0.7}, {"min_p": 0.4}):
+    cuts: list[dict[str, Any]] = [{"top_k": 3}, {"top_k": vocab_size - 1}]
+    for options in [*cuts, {"top_p": 0.7}, {"min_p": 0.4}]:
         found_B, _ = draw(logits_BV, uniform_B, draw_params(**options))
         kept_BV = np.stack([_first_few(logits_V, options) for logits_V in logits_BV])
         expected_B, _ = draw(np.where(kept_BV, logits_BV, -np.inf), uniform_B, draw_params())
