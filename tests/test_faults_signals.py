@@ -210,23 +210,10 @@ def test_what_is_asked_to_end_has_its_grace_time_and_no_more(number, end_s, grac
     assert last.endswith("not in time; carry on")
 
 
-def test_ctrl_c_gives_no_more_time_to_what_has_saved():
-    started = program("""
-        interrupts.install('carry on', 3600.0)
-        with interrupts.asking(lambda: say('asked'), 0.5):
-            say('hangs')
-            while not interrupts.is_asked():
-                time.sleep(0.01)
-        hang()
-    """)
-    started.send_signal(signal.SIGINT)
-    started.communicate(timeout=TIMEOUT_S)
-    assert started.returncode == 130
-
-
-def test_ctrl_c_gives_no_more_time_where_it_is_heard_of_after_all_was_saved():
-    started = program("""
-        look, is_saved = interrupts.select.select, []
+@pytest.mark.parametrize("is_late", [False, True], ids=["at once", "after all was saved"])
+def test_ctrl_c_gives_no_more_time_to_what_has_saved_whenever_it_is_heard_of(is_late):
+    started = program(f"""
+        look, is_saved = interrupts.select.select, {[] if is_late else [True]}
         def late(*args):
             found = look(*args)
             while found[0] and not is_saved:

@@ -4,6 +4,7 @@ A lease may be long in coming and a submission must not wait for it, so each has
 learner's process, a thread of its own. A sampler that hands in what must not come in is killed.
 """
 
+import abc
 import contextlib
 import queue
 import threading
@@ -24,10 +25,6 @@ _MAX_SMALL_BYTES = 2**16  # of a frame without groups
 class Line(Protocol):
     """What carries frames, as a `multiprocessing.connection.Connection` does."""
 
-    def poll(self, timeout: float, /) -> bool:
-        """Whether a frame, or the end, comes within so many seconds."""
-        ...
-
     def recv_bytes(self, maxlength: int, /) -> bytes:
         """The next frame; `EOFError` at the end, `OSError` without a number if it is too long."""
         ...
@@ -41,7 +38,15 @@ class Line(Protocol):
         ...
 
 
-class ServedSampler:
+class ServedLine(Line, Protocol):
+    """The end of a line in the learner's process."""
+
+    def poll(self, timeout: float, /) -> bool:
+        """Whether a frame, or the end, comes within so many seconds."""
+        ...
+
+
+class ServedSampler(abc.ABC):
     """A sampler and the threads that serve it: see `supervisor.SamplerProcess`.
 
     A subclass says how it is ended, and how it has ended.
@@ -60,7 +65,7 @@ class ServedSampler:
         self._ended = threading.Event()
 
     def _serve_lines(
-        self, leases: Line, submissions: Line, max_frame_bytes: int, start_s: float
+        self, leases: ServedLine, submissions: ServedLine, max_frame_bytes: int, start_s: float
     ) -> None:
         """Starts to serve.
 
@@ -96,15 +101,15 @@ class ServedSampler:
         self._leasing.join(_EXIT_TIMEOUT_S)
         return words if self._why_killed is None else f"{words} ({self._why_killed})"
 
+    @abc.abstractmethod
     def _kill(self) -> None:
         """Ends it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _exit(self, timeout_s: float | None) -> str | None:
         """How it ended, in words; None if it has not within so many seconds."""
-        raise NotImplementedError
 
-    def _serve_leases(self, line: Line, start_s: float) -> None:
+    def _serve_leases(self, line: ServedLine, start_s: float) -> None:
         """Answers requests for leases; the first one must come in time."""
         if not line.poll(start_s):
             self.kill("it asked for no lease within runtime.lease_s of its start")
@@ -192,10 +197,6 @@ class LineEnd:
         if answer is not None:
             self._answers.put(answer)
         return self._frames.get()
-
-    def poll(self, timeout: float, /) -> bool:
-        """Of no use here."""
-        raise NotImplementedError
 
     def recv_bytes(self, maxlength: int, /) -> bytes:
         """The answer; the learner's process sends none that is too long."""
