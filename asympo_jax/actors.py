@@ -17,7 +17,8 @@ from asympo_jax.runtime import placement, ray_cluster
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.leases import Holder
 from asympo_jax.runtime.serving import Client, LineEnd
-from asympo_jax.runtime.snapshots import SnapshotStore, make_snapshot_directory, remove_unused
+from asympo_jax.runtime.snapshot_directory import make_snapshot_directory, remove_unused
+from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.runtime.supervisor import Supervisor
 from asympo_jax.sections import SamplerConfig
 from asympo_jax.settings import ExperimentConfig
@@ -33,9 +34,9 @@ _RESOURCE = {"cuda": "GPU", "tpu": "TPU"}  # Ray's names
 class ReceivedStore(SnapshotStore):
     """Snapshots whose files came with a lease; each is in the directory while it is read."""
 
-    def __init__(self, directory: pathlib.Path, run_id: str):
+    def __init__(self, directory: pathlib.Path, run_id: str, num_parts: int):
         """Nothing came yet."""
-        super().__init__(directory, run_id)
+        super().__init__(directory, run_id, num_parts=num_parts)
         self._contents: Mapping[str, np.ndarray] = {}
 
     def receive(self, contents: Mapping[str, np.ndarray]) -> None:
@@ -83,6 +84,7 @@ class SamplerActor:
         prompts_sha256: str,
         node_id: str,
         cores: list[int],
+        num_parts: int,
     ) -> None:
         """Samples until the run ends.
 
@@ -93,6 +95,7 @@ class SamplerActor:
             prompts_sha256: of the task's prompts, as the learner found them.
             node_id: Ray's name of the learner's node.
             cores: of the samplers there; on another node they have all.
+            num_parts: files of a snapshot.
         """
         import ray
 
@@ -100,7 +103,7 @@ class SamplerActor:
         try:
             if ray.get_runtime_context().get_node_id() != node_id:
                 cores = placement.available_cores()
-            self._store = store = ReceivedStore(directory, run_id)
+            self._store = store = ReceivedStore(directory, run_id, num_parts)
             resolved = resolve(from_plain(json.loads(config)))
             given = Arguments(resolved, store, cores, index, -1, -1, prompts_sha256)
             sample(given, Client(*self._lines))
@@ -161,7 +164,7 @@ def start_samplers(
     source = json.dumps(config.source)
     spec = ActorSpec(
         kind=SamplerActor,
-        arguments=(source, run_id, prompts_sha256, cluster.node_id, cores),
+        arguments=(source, run_id, prompts_sha256, cluster.node_id, cores, store.num_parts),
         resources=resources,
         env_vars=environment_of(config.sampler),
     )

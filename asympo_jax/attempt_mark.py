@@ -1,4 +1,4 @@
-"""How the processes of a run on several hosts see that they have the same workdir."""
+"""How the processes of a run on several hosts see that they have the same directories."""
 
 import contextlib
 import pathlib
@@ -27,12 +27,27 @@ def is_marked(
         check: called now and then; raises to end the wait.
         seen_s: seconds in which the mark may come.
     """
+
+    def has_mark() -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            return (workdir / _ATTEMPT).read_text() == attempt
+        return False
+
+    return _is_seen(has_mark, check, seen_s)
+
+
+def is_there(directory: pathlib.Path, check: Callable[[], None], seen_s: float = _SEEN_S) -> bool:
+    """Whether a directory that another process has just made is there; arguments as above."""
+    return _is_seen(directory.is_dir, check, seen_s)
+
+
+def _is_seen(look: Callable[[], bool], check: Callable[[], None], seen_s: float) -> bool:
+    """Whether something is seen in time."""
     deadline = time.monotonic() + seen_s
     while True:
         check()
-        with contextlib.suppress(OSError, ValueError):
-            if (workdir / _ATTEMPT).read_text() == attempt:
-                return True
+        if look():
+            return True
         if time.monotonic() >= deadline:
             return False
         time.sleep(_LOOK_S)

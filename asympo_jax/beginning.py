@@ -13,6 +13,7 @@ import numpy as np
 from asympo_jax import attempt_mark, devices, models, states
 from asympo_jax.endings import RunFailed, failures
 from asympo_jax.experiment import Parts
+from asympo_jax.hosts import Hosts
 from asympo_jax.initial import initial_params
 from asympo_jax.learning import TrainState
 from asympo_jax.runtime import placement
@@ -114,15 +115,35 @@ def first_state(
     return states.first_state(config, parts, params, mesh)
 
 
+def make_store(
+    config: ExperimentConfig, directory: pathlib.Path, run_id: str, hosts: Hosts
+) -> SnapshotStore:
+    """Where an attempt at a run publishes; only in a directory of the user's do all hosts write."""
+    return SnapshotStore(
+        directory,
+        run_id,
+        config.sampler.params_dtype,
+        part=hosts.index,
+        num_parts=1 if config.snapshot_dir is None else hosts.count,
+        written=functools.partial(hosts.lockstep.written, timeout_s=config.stall_s),
+    )
+
+
 def publish(store: SnapshotStore, base: Any, snapshots: Mapping[int, Any]) -> None:
-    """Writes the snapshots that a run begins with: version -> parameters, on a base or None."""
-    store.write_base(whole(store, base))
+    """Writes the snapshots that a run begins with; all processes must call it.
+
+    Args:
+        store: of the attempt.
+        base: of adapters, None without them.
+        snapshots: version -> parameters; those that only one process has are not of the others.
+    """
+    store.write_base(_copied(store, base))
     for version, params in snapshots.items():
-        store.write(version, whole(store, params))
+        store.write(version, _copied(store, params))
 
 
-def whole(store: SnapshotStore, params: Any) -> Any:
-    """Parameters or None, all of them in this process; all processes must call it."""
+def _copied(store: SnapshotStore, params: Any) -> Any:
+    """Parameters or None, as `SnapshotStore.copied` if several processes have parts of them."""
     if all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(params)):
         return params
     return store.copied(params)

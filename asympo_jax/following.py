@@ -1,13 +1,15 @@
 """What all processes of a learner on several hosts do but the first one: the same, when it says so.
 
-They have their part of the state on their devices, and write their part of each checkpoint. All
-else is of the first process: the workdir and its lock, tickets, samplers, snapshots, evaluations,
-metrics, what is told.
+They have their part of the state on their devices, and write their part of each checkpoint and,
+where all hosts see the directory, of each snapshot. All else is of the first process: the workdir
+and its lock, tickets, samplers, evaluations, metrics, what is told.
 """
 
 import contextlib
 import dataclasses
 import pathlib
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,7 +22,7 @@ from asympo_jax.learning import TrainState, make_batch
 from asympo_jax.runtime import placement, wire
 from asympo_jax.runtime.checkpoint import Checkpointer
 from asympo_jax.runtime.lockstep import Ended
-from asympo_jax.runtime.snapshots import SnapshotStore, parameters_sha256
+from asympo_jax.runtime.snapshots import SnapshotRefused, SnapshotStore, parameters_sha256
 from asympo_jax.settings import ExperimentConfig
 from asympo_jax.warmup_cache import num_positions
 
@@ -48,7 +50,7 @@ def follow(config: ExperimentConfig, workdir: pathlib.Path, hosts: Hosts) -> Non
         check_initial(config)
         follower = _Follower(config, parts, workdir, hosts)
         follower.check_begin()
-        with failures(ValueError, OSError):
+        with failures(ValueError, OSError, SnapshotRefused):
             follower.run()
     except Ended as end:
         hosts.ended = True
@@ -93,13 +95,9 @@ class _Follower:
     def _follow(self, checkpointer: Checkpointer, mesh: jax.sharding.Mesh | None) -> None:
         """Does what is announced; the end comes as an exception."""
         step, sign_gradients = loops.make_programs(self.config, self.parts, mesh)
-        # Of the snapshots this process takes part in the copies alone.
-        store = SnapshotStore(self.workdir, "", self.config.sampler.params_dtype)
-        state: Any = None
+        state, writing, version = self._first_state(checkpointer, mesh)
         while True:
-            match self._next():
-                case {"type": "state", "update": int(update)}:
-                    state = self._first_state(checkpointer, mesh, store, update)
+            match self._next(writing.check):
                 case {"type": "update", "groups": list(groups), "is_halved": bool(is_halved)}:
                     batch = make_batch(
                         wire.groups_from(groups), self.config.group_size, num_positions(self.config)
@@ -107,7 +105,8 @@ class _Follower:
                     if is_halved:
                         sign_gradients(state, batch)
                     state, _ = step(state, batch)
-                    store.copied(state.params)
+                    version += 1
+                    writing.hand_over(version, state.params)
                     checkpointer.check()
                 case {"type": "save"}:
                     checkpointer.save(state, {}, [], "", None, ())
@@ -115,34 +114,71 @@ class _Follower:
                     parameters_sha256(state.params)
 
     def _first_state(
-        self,
-        checkpointer: Checkpointer,
-        mesh: jax.sharding.Mesh | None,
-        store: SnapshotStore,
-        update: int,
-    ) -> TrainState:
-        """The state of an update, or the first one if that is negative."""
+        self, checkpointer: Checkpointer, mesh: jax.sharding.Mesh | None
+    ) -> tuple[TrainState, "_Writing", int]:
+        """The state that the first process goes on from, its snapshots written, its version."""
+        message, check = self._next(), interrupts.raise_if_received
+        assert message["type"] == "state", message
+        update, directory = message["update"], pathlib.Path(message["snapshots"])
+        store = beginning.make_store(self.config, directory, message["run_id"], self.hosts)
+        if store.num_parts > 1 and not attempt_mark.is_there(directory, check):
+            raise ValueError(
+                f"runtime.snapshot_dir={self.config.snapshot_dir!r}: process {self.hosts.index} "
+                "does not see what process 0 made there; give a directory that all hosts share, or "
+                "none, and process 0 writes all"
+            )
         if update >= 0:
             like = states.state_like(self.config, self.parts, self.workdir, checkpointer, mesh)
             state = checkpointer.state(like, update)
-            beginning.whole(store, state.base)
-            return state
+            beginning.publish(store, state.base, {})
+            return state, _Writing(store), update
         state = beginning.first_state(
-            self.config,
-            self.parts,
-            self.workdir,
-            interrupts.raise_if_received,
-            mesh,
-            self.hosts.lockstep,
+            self.config, self.parts, self.workdir, check, mesh, self.hosts.lockstep
         )
-        beginning.whole(store, state.base)
-        beginning.whole(store, state.params)
-        return state
+        beginning.publish(store, state.base, {0: state.params})
+        return state, _Writing(store), 0
 
-    def _next(self) -> dict[str, Any]:
-        """What the first process does next."""
-        return self.hosts.lockstep.next(interrupts.raise_if_received)
+    def _next(self, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """What the first process does next; what `check` raises ends the wait."""
+
+        def check_all() -> None:
+            interrupts.raise_if_received()
+            check()
+
+        return self.hosts.lockstep.next(check_all)
 
     def _ask(self) -> None:
         """Tells the first process that this one was asked to end."""
         self.hosts.tell(STOPPED, "asked to end")
+
+
+class _Writing:
+    """Snapshots, written beside the work on the next update, as the first process does it."""
+
+    def __init__(self, store: SnapshotStore):
+        """Nothing is to be written yet."""
+        self._store = store
+        self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
+
+    def hand_over(self, version: int, params: Any) -> None:
+        """Copies the parameters, and writes this process's part once the one before is written."""
+        copy = self._store.copied(params)
+        if self._thread is not None:
+            self._thread.join()
+        self.check()
+        # A daemon, since it may wait for devices of processes that are gone.
+        self._thread = threading.Thread(target=self._write, args=(version, copy), daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises what broke."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _write(self, version: int, params: Any) -> None:
+        """Writes one."""
+        try:
+            self._store.write(version, params)
+        except Exception as error:  # the main thread raises it
+            self._failure = error

@@ -49,7 +49,7 @@ class Hosts:
     def __init__(self, client: Any = None, index: int = 0, count: int = 1):
         """Args: the client of `jax.distributed`, None for one process; index; count."""
         self.index, self.count, self.ended = index, count, False
-        self.lockstep = Lockstep(client if count > 1 else None, index)
+        self.lockstep = Lockstep(client if count > 1 else None, index, count)
         self._client: Any = client
         self._over = threading.Event()
 

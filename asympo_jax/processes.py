@@ -22,7 +22,8 @@ from asympo_jax.runtime.leases import Holder
 from asympo_jax.runtime.local import LocalProcess
 from asympo_jax.runtime.sampler import SamplerLoop
 from asympo_jax.runtime.serving import Client
-from asympo_jax.runtime.snapshots import SnapshotStore, remove_if_unused
+from asympo_jax.runtime.snapshot_directory import remove_if_unused
+from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.runtime.supervisor import Supervisor
 from asympo_jax.settings import ExperimentConfig
 
@@ -103,6 +104,7 @@ class Launcher:
             program,
             f"--config={self.workdir / 'config.json'}",
             f"--snapshots={self.store.directory}",
+            f"--num_parts={self.store.num_parts}",
             f"--run_id={self.run_id}",
             f"--cores={','.join(map(str, self.cores))}",
             f"--prompts_sha256={self.prompts_sha256}",
@@ -208,6 +210,7 @@ def read_arguments(description: str | None) -> Arguments:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, help="config.json of the run")
     parser.add_argument("--snapshots", required=True, help="directory of the snapshots")
+    parser.add_argument("--num_parts", type=int, default=1, help="files of a snapshot")
     parser.add_argument("--run_id", required=True, help="identity of the run")
     parser.add_argument("--cores", required=True, help="cores of all together, comma-separated")
     parser.add_argument("--index", type=int, default=0, help="number of this sampler")
@@ -217,7 +220,7 @@ def read_arguments(description: str | None) -> Arguments:
     arguments = parser.parse_args()
     return Arguments(
         config=resolve(from_plain(read_json(arguments.config))),
-        store=SnapshotStore(arguments.snapshots, arguments.run_id),
+        store=SnapshotStore(arguments.snapshots, arguments.run_id, num_parts=arguments.num_parts),
         cores=[int(core) for core in arguments.cores.split(",")],
         index=arguments.index,
         fd=arguments.fd,

@@ -62,7 +62,9 @@ class ExperimentConfig:
             request for one; half of `stall_s` unless it is set.
         max_restarts: times that each sampler is started again in an attempt at the run, counted
             anew once it has handed in 20 leases without a restart.
-        snapshot_dir: where snapshots are put; None for the RAM disk.
+        snapshot_dir: where snapshots are put; None for the RAM disk. With several processes of the
+            learner it must be a directory that all hosts share, where each writes its part; with
+            None the first process gathers and writes all.
         compilation_cache: where compiled programs are kept; None for `$ASYMPO_CACHE/xla`, else
             `~/.cache/asympo_jax/xla`; empty for nowhere.
         source: the resolved ConfigDict as plain data, what `config.json` holds.

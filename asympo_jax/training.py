@@ -37,12 +37,8 @@ from asympo_jax.runtime.evaluations import (
 from asympo_jax.runtime.leases import Closed, Refused, Stalled
 from asympo_jax.runtime.pipeline import PipelineMeter
 from asympo_jax.runtime.publisher import NonFinite
-from asympo_jax.runtime.snapshots import (
-    SnapshotRefused,
-    SnapshotStore,
-    make_snapshot_directory,
-    parameters_sha256,
-)
+from asympo_jax.runtime.snapshot_directory import make_snapshot_directory
+from asympo_jax.runtime.snapshots import SnapshotRefused, SnapshotStore, parameters_sha256
 from asympo_jax.settings import ExperimentConfig
 from asympo_jax.tasks import RewardError
 
@@ -106,7 +102,7 @@ class Prepared:
                 stack.enter_context(lock)
                 stack.callback(remove)
                 stack.enter_context(interrupts.cleaning(remove))
-            store = SnapshotStore(directory, run_id, self.config.sampler.params_dtype)
+            store = beginning.make_store(self.config, directory, run_id, hosts)
             run = _Run(self.config, self.parts, self.workdir, store, run_id, mesh, hosts)
             try:
                 with failures(*_CAUSES):
@@ -281,7 +277,8 @@ class _Run:
     def _first_state(self, checkpointer: Checkpointer, broker: Broker) -> tuple[TrainState, int]:
         """The state to go on from, whose snapshots are written; updates skipped in a row before."""
         config, latest = self.config, checkpointer.latest()
-        self.hosts.lockstep.announce("state", update=-1 if latest is None else latest)
+        place = {"snapshots": str(self.store.directory), "run_id": self.run_id}
+        self.hosts.lockstep.announce("state", update=-1 if latest is None else latest, **place)
         if latest is not None:
             like = states.state_like(config, self.parts, self.workdir, checkpointer, self.mesh)
             restored = checkpointer.restore(like, config.pacing.prompts_per_update)

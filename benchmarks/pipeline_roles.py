@@ -28,7 +28,8 @@ from asympo_jax.runtime.leases import Closed, Lease, SamplingTotals
 from asympo_jax.runtime.metrics import MetricsWriter
 from asympo_jax.runtime.publisher import Publisher
 from asympo_jax.runtime.sampler import SamplerLoop
-from asympo_jax.runtime.snapshots import SnapshotStore, make_snapshot_directory
+from asympo_jax.runtime.snapshot_directory import make_snapshot_directory
+from asympo_jax.runtime.snapshots import SnapshotStore
 
 SKIPPED = 4  # updates or batches at the start of a measurement
 BLOCK = 10  # updates that publish, or do not, in turn
@@ -126,7 +127,7 @@ class _EndlessLeases:
         self._number += 1
         return Lease(self._number, 0, self._number % 2)
 
-    def submit(self, lease: Lease, groups: Any, busy_s: float) -> None:
+    def submit(self, lease: Lease, groups: Any, busy_s: float, *, read_s: float = 0.0) -> None:
         """Makes the frame that a run would send."""
         wire.encode({"type": "submit", "groups": [wire.group_fields(group) for group in groups]})
 

@@ -63,6 +63,7 @@ class _OfDevice:
 
     def __init__(self, x: jax.Array, number: int):
         self.shape, self.dtype, self.ndim = x.shape, x.dtype, x.ndim
+        self.sharding = x.sharding
         self.addressable_shards = [s for s in x.addressable_shards if s.device.id == number]
 
 
@@ -168,7 +169,8 @@ def _read_onto_mesh(directory: pathlib.Path, like: Any) -> Any:
     def place(name: str, x: Any) -> jax.Array:
         return jax.device_put(x, sharding_of(devices, name))
 
-    return SnapshotStore(directory, "run").read_policy(0, place)
+    num_parts = len(list(directory.iterdir()))
+    return SnapshotStore(directory, "run", num_parts=num_parts).read_policy(0, place)
 
 
 def _write_orbax(directory: pathlib.Path, params: Any) -> None:

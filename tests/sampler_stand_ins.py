@@ -91,6 +91,7 @@ def submission(lease: Lease, groups: Sequence[Group], **changed: object) -> byte
         "lease": wire.lease_fields(lease),
         "groups": [wire.group_fields(each) for each in groups],
         "busy_s": 1.0,
+        "read_s": 0.0,
     }
     return wire.encode({**message, **changed})
 

@@ -168,8 +168,8 @@ class DiesInTurn(Digits):
     def _dies_idle(self):
         """Once all of an update is handed in; at lag 0 there is no lease until it is trained on."""
 
-        def submit(client, *args):
-            submit_really(client, *args)
+        def submit(client, *args, **kwargs):
+            submit_really(client, *args, **kwargs)
             self._die_at_call(2)
 
         submit_really = replaced(local.LocalClient, "submit", submit)

@@ -68,7 +68,8 @@ def group() -> Group:
 def published(version, finished, wait_s, train_s, busy_s) -> Published:
     """An update on one group of two candidates, of which samplers handed in a pair each time."""
     update = Update(version, None, {}, [group()], 2, {}, asked=0.0, taken=0.0)
-    sampled = SamplingTotals(2 * version, 20 * version, busy_s)
+    reads = 2 * (version // 2)
+    sampled = SamplingTotals(2 * version, 20 * version, busy_s, reads, 0.25 * reads)
     return Published(update, {}, sampled, finished, wait_s, train_s, publish_s=0.25)
 
 
@@ -78,6 +79,7 @@ def test_a_learner_that_never_waits_is_at_its_ideal_and_the_idle_shares_say_who_
         meter.add(published(update, 2.0 * update, 0.0, 2.0, 0.5 * update))
     metrics = meter.metrics()
     assert metrics["time/publish_s"] == 0.25
+    assert metrics["snapshot/read_s"] == pytest.approx(0.25)
     assert metrics["pipeline/ideal_fraction"] == pytest.approx(1.0)
     assert metrics["idle/learner"] == 0.0
     assert metrics["idle/sampler"] == pytest.approx(0.75)

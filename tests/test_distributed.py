@@ -15,6 +15,7 @@ from asympo_jax.cluster import Cluster
 from asympo_jax.endings import InUse
 from asympo_jax.hosts import joined
 from asympo_jax.models.sharding import MeshShape
+from asympo_jax.runtime.leases import Stalled
 from asympo_jax.runtime.lockstep import Ended, Lockstep
 
 # The time to save is for a machine that is at other work, too.
@@ -37,10 +38,13 @@ def one(runner, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(runner, tmp_path_factory):
-    """Two processes with half of them each, which Slurm tells where they are."""
-    workdir = tmp_path_factory.mktemp("two") / "run"
+    """Two processes with half of them each, which Slurm tells where they are; both publish."""
+    workdir, snapshots = tmp_path_factory.mktemp("two") / "run", tmp_path_factory.mktemp("both")
     befores = {i: in_environment(variables) for i, variables in enumerate(slurm(2))}
-    return run(runner, workdir, [["--distributed"]] * 2, befores, **FIELDS, **GRADIENTS)
+    fields = {**FIELDS, **GRADIENTS, "runtime__snapshot_dir": str(snapshots)}
+    ends = run(runner, workdir, [["--distributed"]] * 2, befores, **fields)
+    assert not list(snapshots.iterdir())
+    return ends
 
 
 def test_two_processes_end_with_the_bits_and_the_metrics_of_one_on_the_same_mesh(one, two):
@@ -50,6 +54,9 @@ def test_two_processes_end_with_the_bits_and_the_metrics_of_one_on_the_same_mesh
     names = ("loss", "reward/mean", "grad/norm", "grad/cosine", "lag/max")
     told = [{name: line.get(name) for name in names} for line in first.metrics]
     assert told == [{name: line.get(name) for name in names} for line in one.metrics]
+    # Each writes a part of the same pieces: the numbers once, the text around them twice.
+    sizes = [[line["snapshot/bytes"] for line in run.metrics] for run in (one, first)]
+    assert all(whole < parts < 1.5 * whole for whole, parts in zip(*sizes, strict=True)), sizes
     lines = (second.stdout + second.stderr).splitlines()
     assert [line for line in lines if not line.startswith("[Gloo]")] == []
 
@@ -160,6 +167,11 @@ def test_a_mesh_that_the_processes_cannot_share_equally_is_refused():
         MeshShape(2, 2).check_processes(3)
 
 
+def test_a_directory_that_another_process_has_made_is_seen_or_not(tmp_path):
+    assert attempt_mark.is_there(tmp_path, lambda: None, 0.0)
+    assert not attempt_mark.is_there(tmp_path / "elsewhere", lambda: None, 0.0)
+
+
 class Keys(dict):
     """A key-value store of one process."""
 
@@ -168,6 +180,8 @@ class Keys(dict):
         self[key] = value
 
     def blocking_key_value_get_bytes(self, key, timeout_in_ms):
+        if key not in self:
+            raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED")
         return self[key]
 
     def key_value_delete(self, key):
@@ -185,6 +199,19 @@ def test_announcements_come_in_order_and_are_forgotten():
     with pytest.raises(Ended, match="why") as end:
         second.next(lambda: None)
     assert end.value.code == 3
+
+
+def test_the_first_process_waits_for_what_all_others_write():
+    keys = Keys()
+    first, second, third = (Lockstep(keys, i, 3) for i in range(3))
+    assert second.written("v00000001", 20, 1.0) == 20
+    with pytest.raises(Stalled, match=r"process 2 did not write its part of v00000001 in 1 s"):
+        first.written("v00000001", 3, 1.0)
+    for number in range(2, 50):
+        name = f"v{number:08d}"
+        assert [of.written(name, 10 + i, 1.0) for i, of in enumerate((third, second))] == [10, 11]
+        assert first.written(name, 3, 1.0) == 24
+    assert not keys, "nothing is kept"
 
 
 def test_a_process_with_no_other_announces_nothing():

@@ -77,7 +77,8 @@ def test_failures_come_through_the_wire_and_end_in_metrics():
     np.testing.assert_array_equal(found.failure_G, FAILURES)
     assert not found.is_graded and group(0).is_graded
     assert dataclasses.replace(sent, failure_G=None).is_graded
-    totals = SamplingTotals().plus([found, group(1)], 1.0).plus([found], 1.0)
+    totals = SamplingTotals().plus([found, group(1)], 1.0, 0.5).plus([found], 1.0)
+    assert (totals.reads, totals.read_s) == (1, 0.5)
     meter = PipelineMeter(num_samplers=1, clock=lambda: 0.0)
     update = Update(1, None, {}, [group(1)], 1, {}, asked=0.0, taken=0.0)
     meter.add(Published(update, {}, totals, 1.0, 0.0, 1.0, 0.0))

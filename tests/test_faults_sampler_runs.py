@@ -27,7 +27,7 @@ class OneByOne:
     def lease(self):
         return next(self.leases)
 
-    def submit(self, lease, groups, busy_s):
+    def submit(self, lease, groups, busy_s, *, read_s):
         return None
 
     def decode(self, lease, params):

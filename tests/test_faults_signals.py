@@ -15,7 +15,7 @@ from tiny_runs import TIMEOUT_S
 
 from asympo_jax import endings, interrupts, processes, training
 from asympo_jax.config import default_config, resolve
-from asympo_jax.runtime.snapshots import make_snapshot_directory
+from asympo_jax.runtime.snapshot_directory import make_snapshot_directory
 
 PRELUDE = """
     import signal, sys, os, time

@@ -70,13 +70,16 @@ def test_a_snapshot_has_the_bytes_that_were_planned(fields, dtype, tmp_path):
     assert held(store.copied(state.params)) == sent
 
 
-def test_of_several_hosts_one_device_of_each_holds_the_copies_whole():
+def test_one_device_of_each_host_holds_the_copies_whole_unless_all_hosts_write():
     fields: dict[str, Any] = {"learner__fsdp": 2, "learner__micro_batch": 0}
     parts, whole = (make_subject(config_of(**fields), num_hosts) for num_hosts in (1, 2))
     copies = "copies for snapshots, 2"
     all_of_it = 2 * memory.bytes_of(memory.snapshot(whole))
     assert memory.learner_sizes(whole)[copies] == all_of_it
     assert memory.learner_sizes(parts)[copies] < 0.7 * all_of_it
+    fields["runtime__snapshot_dir"] = "/of/all/hosts"
+    shared = make_subject(config_of(**fields), num_hosts=2)
+    assert memory.learner_sizes(shared) == memory.learner_sizes(parts)
 
 
 def test_a_published_shape_that_the_devices_of_a_sampler_cannot_share_is_refused():

@@ -29,6 +29,7 @@ class Stages:
         self.closed = False
         self.now = 0.0
         self.busy: list[float] = []
+        self.read: list[float] = []
 
     def wait_for(self, condition) -> None:
         with self.changed:
@@ -43,11 +44,12 @@ class Stages:
             self.most_out = max(self.most_out, self.leased - self.submitted)
             return Lease(self.leased - 1, 0, 0)
 
-    def submit(self, lease, groups, busy_s) -> None:
+    def submit(self, lease, groups, busy_s, *, read_s) -> None:
         with self.changed:
             assert lease.number == self.submitted
             self.submitted += 1
             self.busy.append(busy_s)
+            self.read.append(read_s)
             self.changed.notify_all()
 
     def close(self, cause) -> None:
@@ -57,6 +59,7 @@ class Stages:
             self.changed.notify_all()
 
     def read_snapshot(self, version):
+        self.now += 0.25
         return {}
 
     def decode(self, lease, params):
@@ -94,7 +97,8 @@ def test_leases_that_wait_for_submissions_do_not_hold_them_up(in_turn):
     stages = Stages(num_leases=4, in_turn=in_turn)
     stages.loop().run(pytest.fail)
     assert stages.submitted == 4
-    assert sum(stages.busy) == pytest.approx(4.0), "each second counts once"
+    assert sum(stages.busy) == pytest.approx(4.25), "each second counts once"
+    assert stages.read == [0.25, 0.0, 0.0, 0.0], "a version is read once"
 
 
 def test_grading_that_breaks_is_told_although_the_loop_waits_for_a_lease():

@@ -15,13 +15,8 @@ import safetensors
 
 from asympo_jax.models import MeshShape
 from asympo_jax.models.sharding import placed
-from asympo_jax.runtime.snapshots import (
-    SnapshotRefused,
-    SnapshotStore,
-    make_snapshot_directory,
-    parameters_sha256,
-    remove_if_unused,
-)
+from asympo_jax.runtime.snapshot_directory import make_snapshot_directory, remove_if_unused
+from asympo_jax.runtime.snapshots import SnapshotRefused, SnapshotStore, parameters_sha256
 from asympo_jax.sampling import make_place
 
 PARAMS = {
@@ -36,13 +31,16 @@ PARAMS = {
 
 @pytest.fixture
 def store(tmp_path) -> SnapshotStore:
-    return SnapshotStore(tmp_path, "run-1")
+    return SnapshotStore(tmp_path, "run-1", num_parts=2)  # reads both kinds
 
 
 def test_a_snapshot_comes_back_bit_for_bit(store):
     store.write(7, PARAMS)
     assert parameters_sha256(store.read(7)) == parameters_sha256(PARAMS)
     assert store.versions() == [7]
+
+
+_QUARTERS = MeshShape(fsdp=2, tensor=2)
 
 
 class OfProcess:
@@ -52,14 +50,20 @@ class OfProcess:
 
     def __init__(self, x: jax.Array, part: int):
         self.shape, self.dtype, self.ndim = x.shape, x.dtype, x.ndim
+        self.sharding = x.sharding
         self.addressable_shards = [s for s in x.addressable_shards if s.device.id // 2 == part]
 
 
 def write_part(
-    directory: pathlib.Path, part: int, version: int = 1, run_id: str = "run-1", params: Any = None
+    directory: pathlib.Path,
+    part: int,
+    version: int = 1,
+    run_id: str = "run-1",
+    params: Any = None,
+    shape: MeshShape = _QUARTERS,
 ) -> pathlib.Path:
     """Writes the part that a process has of parameters on a mesh of four devices; its file."""
-    on_mesh = placed(MeshShape(fsdp=2, tensor=2).make(), params or PARAMS)
+    on_mesh = placed(shape.make(), params or PARAMS)
     tree = jax.tree.map(lambda x: OfProcess(x, part), on_mesh)
     SnapshotStore(directory, run_id, part=part, num_parts=2).write(version, tree)
     return directory / f"v{version:08d}.{part}-of-2.safetensors"
@@ -87,7 +91,7 @@ def test_a_missing_a_foreign_and_a_misnamed_snapshot_are_refused(store, tmp_path
     with pytest.raises(SnapshotRefused):
         store.read(2)
     with pytest.raises(SnapshotRefused, match="run-1"):
-        SnapshotStore(tmp_path, "run-2").read(1)
+        SnapshotStore(tmp_path, "run-2", num_parts=2).read(1)
     for path in tmp_path.glob("v00000001*"):
         path.rename(tmp_path / path.name.replace("1", "2", 1))
     with pytest.raises(SnapshotRefused, match="version"):
@@ -112,20 +116,26 @@ def test_a_snapshot_with_one_flipped_bit_is_refused(store, tmp_path, write):
         store.read(1)
 
 
-def test_parts_of_several_processes_are_a_snapshot_once_all_are_there(store, tmp_path):
-    write_part(tmp_path, 0)
+@pytest.mark.parametrize(
+    ("shape", "largest"), [(MeshShape(fsdp=2, tensor=2), 8), (MeshShape(data=2, tensor=2), 16)]
+)
+def test_parts_of_several_processes_are_a_snapshot_once_all_are_there(
+    store, tmp_path, shape, largest
+):
+    write_part(tmp_path, 0, shape=shape)
     assert store.versions() == []
     with pytest.raises(SnapshotRefused, match="cannot be read"):
         store.read(1)
-    write_part(tmp_path, 1)
+    write_part(tmp_path, 1, shape=shape)
     assert store.versions() == [1]
     assert parameters_sha256(store.read(1)) == parameters_sha256(PARAMS)
     held = []
     for path in tmp_path.glob("v*"):
         with safetensors.safe_open(path, framework="numpy") as file:
-            held += [file.get_tensor(key).size for key in file.offset_keys()]
-    assert sum(held) == sum(x.size for x in jax.tree.leaves(PARAMS)), "nothing is written twice"
-    assert max(held) == 8, "a quarter of the largest array, what one device has of it"
+            held.append([file.get_tensor(key).size for key in file.offset_keys()])
+    assert all(held), "each writes something"
+    assert sum(map(sum, held)) == sum(x.size for x in jax.tree.leaves(PARAMS)), "nothing twice"
+    assert max(map(max, held)) == largest, "what one device has of the largest array"
     store.prune(2)
     assert not list(tmp_path.glob("v*"))
 
@@ -139,7 +149,7 @@ def test_parts_that_do_not_belong_together_are_refused(store, tmp_path):
     shutil.copy(other, path)
     with pytest.raises(SnapshotRefused, match="'version': '2'"):
         store.read(1)
-    SnapshotStore(tmp_path, "run-1", part=1, num_parts=2).write(1, {})
+    write_part(tmp_path, 1, params={"other": PARAMS["embedding"]})
     with pytest.raises(SnapshotRefused, match="parts of embedding are missing"):
         store.read(1)
     # As many numbers as there should be, and half of them twice.

@@ -143,6 +143,7 @@ def frame_bytes(subject: Subject) -> int:
         "lease": wire.lease_fields(lease),
         "groups": [wire.group_fields(group)],
         "busy_s": 0.0,
+        "read_s": 0.0,
     }
     one = len(wire.encode(message))
     message["groups"] *= 2

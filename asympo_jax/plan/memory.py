@@ -81,8 +81,9 @@ def learner_sizes(subject: Subject, learner: LearnerConfig | None = None) -> Siz
 
 
 def _copy_bytes(subject: Subject, mesh: MeshShape) -> int:
-    """A copy for a snapshot: a part on each device; of several hosts, all on one of each."""
-    return bytes_of(snapshot(subject), None if subject.num_hosts > 1 else mesh)
+    """A copy for a snapshot: a part on each device, or all on one of each of several hosts."""
+    is_gathered = subject.num_hosts > 1 and subject.config.snapshot_dir is None
+    return bytes_of(snapshot(subject), None if is_gathered else mesh)
 
 
 def _activations(subject: Subject, learner: LearnerConfig, rows: int) -> int:

@@ -35,7 +35,7 @@ from asympo_jax.runtime.leases import (
     SamplingTotals,
     Stalled,
 )
-from asympo_jax.runtime.ledger import Ledger, Outcome
+from asympo_jax.runtime.ledger import Ledger
 from asympo_jax.runtime.outstanding import Outstanding
 from asympo_jax.runtime.tickets import Pacing
 from asympo_jax.types import Group
@@ -114,7 +114,12 @@ class Broker:
             return self._out.give(self._version, holder, self._clock())
 
     def submit(
-        self, lease: Lease, groups: Sequence[Group], busy_s: float, holder: Holder | None = None
+        self,
+        lease: Lease,
+        groups: Sequence[Group],
+        busy_s: float,
+        holder: Holder | None = None,
+        read_s: float = 0.0,
     ) -> None:
         """Puts a lease's groups into the room that was reserved for them; never blocks.
 
@@ -123,6 +128,7 @@ class Broker:
             groups: one for each of its tickets, in their order.
             busy_s: seconds that the sampler worked on them.
             holder: the sampler, as it named itself to `lease`.
+            read_s: of these, seconds in which it read their snapshot; 0 if it had that.
 
         Raises:
             Closed: the run has ended.
@@ -141,7 +147,7 @@ class Broker:
                     self._queue[group.ticket] = group
             assert len(self._queue) <= self._capacity
             self._out.finish(lease, self._clock(), busy_s)
-            self._sampled = self._sampled.plus(groups, busy_s)
+            self._sampled = self._sampled.plus(groups, busy_s, read_s)
             self._changed.notify_all()
 
     def leave(self, holder: Holder) -> None:
@@ -206,20 +212,12 @@ class Broker:
 
         Args:
             version: number of such updates.
-            trained: tickets of the batch that it trains on. Of the others those that could not be
-                graded have failed, the rest is filtered out.
+            trained: tickets of the batch that it trains on.
         """
         with self._changed:
             assert version == self._updates + 1
-            assert set(trained) <= {group.ticket for group in self._batch}
-            for group in self._batch:
-                outcome = Outcome.FILTERED if group.is_graded else Outcome.FAILED
-                if group.ticket in trained:
-                    assert group.is_graded, group
-                    outcome = Outcome.TRAINED
-                self._ledger.settle(group.ticket, outcome)
+            self._ledger.settle_batch(self._batch, trained)
             self._batch = []
-            self._ledger.check_balance()
             self._updates = version
             self._changed.notify_all()
 

@@ -112,6 +112,8 @@ class SamplingTotals:
         groups: number of groups.
         tokens: drawn tokens.
         busy_s: seconds of work, waiting excluded, over all samplers.
+        reads: snapshots that samplers read.
+        read_s: seconds in which they did, over all samplers.
         timeouts: responses that were not graded within the deadline.
         deaths: responses on which the grading process died.
         errors: responses whose reward raised, or was no finite number, in a grading process.
@@ -120,12 +122,14 @@ class SamplingTotals:
     groups: int = 0
     tokens: int = 0
     busy_s: float = 0.0
+    reads: int = 0
+    read_s: float = 0.0
     timeouts: int = 0
     deaths: int = 0
     errors: int = 0
 
-    def plus(self, groups: Sequence[Group], busy_s: float) -> "SamplingTotals":
-        """These totals and a lease more."""
+    def plus(self, groups: Sequence[Group], busy_s: float, read_s: float = 0.0) -> "SamplingTotals":
+        """These totals and a lease more, for which a snapshot was read if that took time."""
         tokens = sum(int(group.length_G.sum()) for group in groups)
         failures: collections.Counter[int] = collections.Counter()
         for group in groups:
@@ -135,6 +139,8 @@ class SamplingTotals:
             self.groups + len(groups),
             self.tokens + tokens,
             self.busy_s + busy_s,
+            self.reads + (read_s > 0),
+            self.read_s + read_s,
             self.timeouts + failures[GradingFailure.TIMEOUT],
             self.deaths + failures[GradingFailure.DEATH],
             self.errors + failures[GradingFailure.ERROR],

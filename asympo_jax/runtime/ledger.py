@@ -8,8 +8,10 @@ Plain data with checked transitions; no threads, no clocks. The broker owns one 
 import collections
 import dataclasses
 import enum
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
+
+from asympo_jax.types import Group
 
 
 class TicketState(enum.StrEnum):
@@ -75,6 +77,23 @@ class Ledger:
         assert self.live[ticket].state is TicketState.FINISHED, (ticket, self.live[ticket])
         del self.live[ticket]
         self.outcomes[outcome] += 1
+
+    def settle_batch(self, batch: Sequence[Group], trained: Collection[int]) -> None:
+        """All groups of a batch leave, trained on or not.
+
+        Args:
+            batch: groups of finished tickets.
+            trained: tickets of those that are trained on. Of the others those that could not be
+                graded have failed, the rest is filtered out.
+        """
+        assert set(trained) <= {group.ticket for group in batch}
+        for group in batch:
+            outcome = Outcome.FILTERED if group.is_graded else Outcome.FAILED
+            if group.ticket in trained:
+                assert group.is_graded, group
+                outcome = Outcome.TRAINED
+            self.settle(group.ticket, outcome)
+        self.check_balance()
 
     def num_in(self, state: TicketState) -> int:
         """Live tickets in a state."""

@@ -15,8 +15,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from asympo_jax.runtime import wire
+from asympo_jax.runtime.leases import Stalled
 
-_KEY = "asympo/do/"
+_KEY, _WRITTEN = "asympo/do/", "asympo/written/"
 _LOOK_MS = 500  # between looks whether this process is to end
 # Announcements that are kept. The first process is two updates ahead at most, and an update has two
 # announcements at most, so that all others have read those before.
@@ -63,11 +64,12 @@ class Lockstep:
     Args:
         store: that all processes see; None where there is one process.
         index: of this process, 0 is the first.
+        count: of all of them.
     """
 
-    def __init__(self, store: KeyValueStore | None = None, index: int = 0):
+    def __init__(self, store: KeyValueStore | None = None, index: int = 0, count: int = 1):
         """Nothing is announced yet."""
-        self._store, self._index, self._number = store, index, 0
+        self._store, self._index, self._count, self._number = store, index, count, 0
 
     @property
     def is_alone(self) -> bool:
@@ -119,6 +121,42 @@ class Lockstep:
                 if message["type"] == "end":
                     raise Ended(message["code"], message["words"])
                 return message
+
+    def written(self, name: str, num_bytes: int, timeout_s: float) -> int:
+        """Says that this process has written its part of something; the first waits for all others.
+
+        Any thread may call it, as no program is given to the devices.
+
+        Args:
+            name: of what is written, once in an attempt.
+            num_bytes: of this process's part.
+            timeout_s: that the first one waits for each of the others.
+
+        Returns:
+            Bytes of all parts in the first process, of its own in another.
+
+        Raises:
+            Stalled: in the first process, another one took too long.
+            jax.errors.JaxRuntimeError: the first process is gone.
+        """
+        assert self._store is not None
+        if self._index:
+            self._store.key_value_set_bytes(f"{_WRITTEN}{name}/{self._index}", b"%d" % num_bytes)
+            return num_bytes
+        for i in range(1, self._count):
+            key = f"{_WRITTEN}{name}/{i}"
+            try:
+                found = self._store.blocking_key_value_get_bytes(key, round(1000 * timeout_s))
+            except jax.errors.JaxRuntimeError as error:
+                if not is_late(error):
+                    raise
+                raise Stalled(
+                    f"process {i} did not write its part of {name} in {timeout_s:.0f} s "
+                    "(runtime.stall_s bounds this wait)"
+                ) from error
+            self._store.key_value_delete(key)
+            num_bytes += int(found)
+        return num_bytes
 
     def from_first(self, make: Callable[[], Any], like: Any, check: Callable[[], None]) -> Any:
         """A tree of arrays that the first process makes, on the hosts of all, bit for bit.

@@ -120,6 +120,7 @@ class PipelineMeter:
             "time/wait_s": shares.wait_s,
             "time/train_s": shares.train_s,
             "time/publish_s": shares.publish_s,
+            "snapshot/read_s": _mean_read_s(first.sampled, last.sampled),
             "time/sample_s": shares.sample_s,
             "throughput/trained_tokens_per_s": (last.tokens - first.tokens) / wall_s,
             "throughput/sampled_tokens_per_s": num_sampled / wall_s,
@@ -152,3 +153,8 @@ class PipelineMeter:
             sample_s=group_s * (last.candidates - first.candidates) / num_updates,
             sampler_idle=min(1.0, max(0.0, 1.0 - busy_s / wall_s)),
         )
+
+
+def _mean_read_s(first: SamplingTotals, last: SamplingTotals) -> float:
+    """Seconds to read a snapshot, the mean of those that were read from one to the other."""
+    return (last.read_s - first.read_s) / max(1, last.reads - first.reads)

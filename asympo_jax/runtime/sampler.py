@@ -30,8 +30,10 @@ class LeaseSource(Protocol):
         """The next lease; blocks; raises `Closed` at the end of the run."""
         ...
 
-    def submit(self, lease: Lease, groups: Sequence[Group], busy_s: float) -> None:
-        """Hands in the groups of a lease."""
+    def submit(
+        self, lease: Lease, groups: Sequence[Group], busy_s: float, *, read_s: float = 0.0
+    ) -> None:
+        """Hands in the groups of a lease; see `Broker.submit`."""
         ...
 
 
@@ -117,6 +119,21 @@ class Decoded:
     responses: Responses
 
 
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """A lease that a sampler is at work on.
+
+    Attributes:
+        decoded: its responses.
+        start: when it came, seconds of the clock.
+        read_s: seconds in which its snapshot was read; 0 if the sampler had that.
+    """
+
+    decoded: Decoded
+    start: float
+    read_s: float
+
+
 class SamplerLoop:
     """A sampler at work on a source of leases.
 
@@ -151,11 +168,10 @@ class SamplerLoop:
             try:
                 while True:
                     lease = self._source.lease()
-                    start = self._clock()
-                    decoded = self._decode(lease)
+                    work = self._decode(lease)
                     if grading is not None:
                         grading.result()  # so that two leases are the most that a sampler has
-                    grading = grader.submit(self._finish, decoded, start, fail)
+                    grading = grader.submit(self._finish, work, fail)
             except Closed:
                 if grading is not None:
                     with contextlib.suppress(Closed):
@@ -167,30 +183,31 @@ class SamplerLoop:
         Raises:
             Closed: the run has ended.
         """
-        lease = self._source.lease()
-        start = self._clock()
-        self._submit(self._decode(lease), start)
+        self._submit(self._decode(self._source.lease()))
 
-    def _decode(self, lease: Lease) -> Decoded:
+    def _decode(self, lease: Lease) -> _Work:
         """Decodes a lease with the parameters of its version."""
+        start = read = self._clock()
         if lease.version != self._version:
             self._params, self._version = None, None  # never two versions on the device
             self._params = self._sampler.read_snapshot(lease.version)
-            self._version = lease.version
-        return self._sampler.decode(lease, self._params)
+            self._version, read = lease.version, self._clock()
+        decoded = self._sampler.decode(lease, self._params)
+        return _Work(decoded, start, read - start)
 
-    def _finish(self, decoded: Decoded, start: float, fail: Callable[[str], None]) -> None:
+    def _finish(self, work: _Work, fail: Callable[[str], None]) -> None:
         """Grades and hands in; says what broke."""
         try:
-            self._submit(decoded, start)
+            self._submit(work)
         except Closed:
             raise
         except Exception as error:
             fail(f"{type(error).__name__}: {error}")
             raise
 
-    def _submit(self, decoded: Decoded, start: float) -> None:
+    def _submit(self, work: _Work) -> None:
         """Grades and hands in, with the seconds in which nothing else was at work."""
-        groups = self._sampler.grade(decoded)
+        groups = self._sampler.grade(work.decoded)
         before, self._graded = self._graded, self._clock()
-        self._source.submit(decoded.lease, groups, self._graded - max(start, before))
+        busy_s = self._graded - max(work.start, before)
+        self._source.submit(work.decoded.lease, groups, busy_s, read_s=work.read_s)

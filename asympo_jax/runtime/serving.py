@@ -145,7 +145,8 @@ class ServedSampler(abc.ABC):
                 groups = wire.groups_from(message.get("groups"))
                 lease = wire.lease_from(message.get("lease"))
                 busy_s = wire.seconds_from(message.get("busy_s"))
-                self._broker.submit(lease, groups, busy_s, self.holder)
+                read_s = wire.seconds_from(message.get("read_s"))
+                self._broker.submit(lease, groups, busy_s, self.holder, read_s)
                 self.num_handed_in += 1
                 answer = {"type": "accepted"}
             elif message["type"] == "failed":
@@ -227,12 +228,17 @@ class Client:
         answer = _call(self._leases, {"type": "lease"}, "lease")
         return wire.lease_from(answer.get("lease"))
 
-    def submit(self, lease: Lease, groups: Sequence[Group], busy_s: float) -> None:
+    def submit(
+        self, lease: Lease, groups: Sequence[Group], busy_s: float, *, read_s: float = 0.0
+    ) -> None:
         """See `Broker.submit`."""
-        fields = [wire.group_fields(group) for group in groups]
         message = {
-            "type": "submit", "lease": wire.lease_fields(lease), "groups": fields, "busy_s": busy_s
-        }  # fmt: skip
+            "type": "submit",
+            "lease": wire.lease_fields(lease),
+            "groups": [wire.group_fields(group) for group in groups],
+            "busy_s": busy_s,
+            "read_s": read_s,
+        }
         with self._submitting:
             _call(self._submissions, message, "accepted")
 

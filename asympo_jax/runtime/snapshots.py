@@ -1,23 +1,19 @@
 """Immutable, versioned snapshots of the parameters in files that samplers read.
 
 A snapshot is one safetensors file whose metadata is its manifest: run, version, checksum. It is
-written beside its name and renamed, so a reader sees all of it or nothing. Where several processes
-write, each has a file of its own, whose name says of how many: a snapshot is whole once all are
-there.
+written beside its name and renamed, so a reader sees all of it or nothing. Where parameters lie on
+devices of several processes, each of these has a file of its own, whose name says of how many: a
+snapshot is whole once all are there.
 """
 
 import collections
-import contextlib
-import fcntl
 import hashlib
 import os
 import pathlib
 import re
 import shutil
-import stat
-import tempfile
-from collections.abc import Collection
-from typing import IO, Any
+from collections.abc import Callable, Collection
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -33,10 +29,7 @@ from asympo_jax.runtime.tensor_files import (
     write_file,
 )
 
-_RAM_DISK = pathlib.Path("/dev/shm")
-_PREFIX, _LOCK = "asympo-", "lock"
 _VERSION = re.compile(r"v([0-9]+)(?:\.[0-9]+-of-([0-9]+))?\.safetensors")
-_SNAPSHOT = re.compile(r"\.?(v[0-9]+|base)(\.[0-9]+-of-[0-9]+)?\.safetensors(\.[0-9]+)?")
 
 
 def _on_host(name: str, x: np.ndarray) -> Any:
@@ -56,8 +49,11 @@ class SnapshotStore:
         directory: where the files are; it exists.
         run_id: identity of the run; snapshots of another are refused.
         dtype: of the parameters written; see `models.rounded`.
-        part: number of this process among those that write.
-        num_parts: processes that write, each of which is asked for every version.
+        part: number of this process among those of the learner.
+        num_parts: processes that write what they have of a version, each of which is asked for each
+            version, or reads what so many have written; 1 if the first one writes all of it.
+        written: (name, bytes) -> bytes; told of each file that is one of several, it waits in the
+            first process for those of the others and returns the bytes of all.
     """
 
     def __init__(
@@ -67,12 +63,14 @@ class SnapshotStore:
         dtype: ParamsDtype = "float32",
         part: int = 0,
         num_parts: int = 1,
+        written: Callable[[str, int], int] = lambda _, num_bytes: num_bytes,
     ):
         """A store; nothing is read or written yet."""
         self.directory = pathlib.Path(directory)
         self._run_id = run_id
         self._dtype: ParamsDtype = dtype
-        self._part, self._num_parts = part, num_parts
+        self._part, self.num_parts = part, num_parts
+        self._written = written
         self._has_base = False
         self._base: Any = None
         self._copied = jax.jit(lambda params: jax.tree.map(jnp.copy, rounded(params, self._dtype)))
@@ -86,15 +84,17 @@ class SnapshotStore:
     def copied(self, params: Any) -> Any:
         """A copy of the parameters, as `write` stores them, that the device makes in its turn.
 
-        Of parameters on devices of several processes it is whole in each; all must call it.
+        All processes that have parts of the parameters must call it. If only one of them writes,
+        the copy is whole in each.
         """
-        return gathered(self._copied(params))
+        copy = self._copied(params)
+        return copy if self.num_parts > 1 else gathered(copy)
 
     def write(self, version: int, params: Any) -> int:
-        """Publishes this process's part of a version; blocks until it is computed.
+        """Publishes a version; blocks until it is computed, and whole if this process is the first.
 
         Returns:
-            Bytes of the file.
+            Bytes that were written; in the first process by all.
 
         Raises:
             SnapshotRefused: it cannot be written.
@@ -146,11 +146,17 @@ class SnapshotStore:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _write(self, version: int | None, params: Any, **metadata: str) -> int:
-        """Writes this process's file of a version, or of the base if None, with its manifest."""
+        """Writes what this process has to of a version, or of the base if None."""
         params = rounded(params, self._dtype)  # where they are
-        manifest = self._manifest(version, self._part, self._num_parts)
-        path = self._path(version, self._part, self._num_parts)
-        return write_file(path, pieces_of(params, self._part), **manifest, **metadata)
+        # What each process has whole is one file, which the first one writes.
+        is_whole = all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(params))
+        if is_whole and self._part:
+            return 0
+        num_parts = 1 if is_whole else self.num_parts
+        manifest = self._manifest(version, self._part, num_parts)
+        path = self._path(version, self._part, num_parts)
+        num_bytes = write_file(path, pieces_of(params, self._part), **manifest, **metadata)
+        return num_bytes if num_parts == 1 else self._written(path.name.split(".")[0], num_bytes)
 
     def _read(self, version: int | None, place: Place) -> tuple[Any, dict[str, str]]:
         """The parameters and the manifest of a version, or of the base if None."""
@@ -174,79 +180,17 @@ class SnapshotStore:
 
     def _paths(self, version: int | None) -> list[pathlib.Path]:
         """The files that a version, or the base if None, should have."""
+        # Nothing is looked for: a network file system may show late what is in a directory.
         one = self._path(version, 0, 1)
-        parts = list(self.directory.glob(f"{one.stem}.*-of-*{one.suffix}"))
-        if one.exists() or not parts:
+        if self.num_parts == 1 or one.exists():
             return [one]
-        num_parts = int(parts[0].stem.rsplit("-", 1)[1])
-        return [self._path(version, part, num_parts) for part in range(num_parts)]
+        return [self._path(version, part, self.num_parts) for part in range(self.num_parts)]
 
     def _path(self, version: int | None, part: int, num_parts: int) -> pathlib.Path:
         """The file of a part of a version, or of the base if None."""
         name = "base" if version is None else f"v{version:08d}"
         of = f".{part}-of-{num_parts}" if num_parts > 1 else ""
         return self.directory / f"{name}{of}.safetensors"
-
-
-def make_snapshot_directory(parent: str | None, run_id: str) -> tuple[pathlib.Path, IO[str]]:
-    """A new private directory (mode 0700) and the lock that says it is in use.
-
-    Directories of runs that were killed, whose locks are free, are removed first.
-
-    Args:
-        parent: where to make it; None for the RAM disk, or the temporary directory without one.
-        run_id: becomes part of its name.
-    """
-    parent = remove_unused(parent)
-    while True:
-        directory = pathlib.Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{run_id}-", dir=parent))
-        # Another run that starts may take it for unused before it is locked.
-        with contextlib.suppress(FileNotFoundError):
-            lock = (directory / _LOCK).open("w")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if (directory / _LOCK).exists():
-                return directory, lock
-            lock.close()
-
-
-def remove_unused(parent: str | None) -> str:
-    """Removes what killed runs left in `parent`, of `make_snapshot_directory`; returns its path."""
-    if parent is None:
-        parent = str(_RAM_DISK) if os.access(_RAM_DISK, os.W_OK) else tempfile.gettempdir()
-    for directory in pathlib.Path(parent).glob(f"{_PREFIX}*"):
-        remove_if_unused(directory)
-    return parent
-
-
-def remove_if_unused(directory: pathlib.Path) -> bool:
-    """Removes a directory of `make_snapshot_directory` whose lock nobody holds; whether it is gone.
-
-    That of another user stays, and nothing in it is opened. One whose lock is gone, because its
-    removal was cut short, is known by its contents: snapshots and nothing else.
-    """
-    try:
-        found = os.lstat(directory)
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            return False
-        names = {path.name for path in directory.iterdir()} - {_LOCK}
-        is_known = names and all(map(_SNAPSHOT.fullmatch, names))
-        if not is_known and not (directory / _LOCK).exists():
-            return False
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        lock = os.open(directory / _LOCK, flags, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The lock goes last: what is left by an end in between is found again.
-            for name in [*names, _LOCK]:
-                (directory / name).unlink()
-            directory.rmdir()
-        finally:
-            os.close(lock)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False  # in use
-    return True
 
 
 def write_params(path: pathlib.Path, params: Any, **metadata: str) -> None:

@@ -8,6 +8,7 @@ Whoever reads puts it together, one array after the other.
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import zlib
@@ -63,23 +64,35 @@ class Piece:
 def pieces_of(params: Any, part: int = 0) -> list[Piece]:
     """What a process writes of a tree: what its devices have and no other process writes.
 
+    What several devices have is written by one of them, of each array by another, so that copies
+    of the parameters share the work.
+
     Args:
         params: NumPy arrays, or jax arrays on devices of one or of several processes.
         part: number of this process; arrays that each has whole are written by the first.
     """
     found = []
-    for name, x in sorted(flax.traverse_util.flatten_dict(params, sep="/").items()):
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    for number, (name, x) in enumerate(sorted(flat.items())):
         if getattr(x, "is_fully_addressable", True) and part:
             continue
         if not hasattr(x, "addressable_shards"):
             found.append(Piece(name, x.shape, None, x))
             continue
+        writer = number % _num_copies(x)
         for shard in x.addressable_shards:
-            if shard.replica_id == 0:
+            if shard.replica_id == writer:
                 is_whole = shard.data.shape == x.shape
                 start = None if is_whole else tuple(index.start or 0 for index in shard.index)
                 found.append(Piece(name, x.shape, start, shard.data))
     return found
+
+
+def _num_copies(x: jax.Array) -> int:
+    """How many devices have the same part of an array."""
+    of_part = x.sharding.shard_shape(x.shape)
+    num_parts = math.prod(-(-n // max(1, part)) for n, part in zip(x.shape, of_part, strict=True))
+    return max(1, len(x.sharding.device_set) // max(1, num_parts))
 
 
 def write_file(path: pathlib.Path, pieces: Sequence[Piece], **metadata: str) -> int:
