@@ -57,8 +57,10 @@ def planned(name: str, wanted: topology.Slice) -> dict[str, Any]:
     """A config on a slice, changed until it fits by estimate."""
     config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]()
     topology.spread_over(config, wanted)
-    subject = make_subject(config, wanted.num_hosts)
     flags: dict[str, Any] = {"learner.fsdp": config.learner.fsdp}
+    if wanted.num_hosts > 1:  # each writes its part, and none has a copy whole
+        config.runtime.snapshot_dir = flags["runtime.snapshot_dir"] = "/of/all/hosts"
+    subject = make_subject(config, wanted.num_hosts)
     if config.learner.micro_batch > 1:
         flags["learner.micro_batch"] = config.learner.micro_batch
     learner = fitting.learner_that_fits(subject, wanted.hbm_bytes)
