@@ -140,6 +140,14 @@ def test_parts_of_several_processes_are_a_snapshot_once_all_are_there(
     assert not list(tmp_path.glob("v*"))
 
 
+def test_what_every_process_has_whole_is_written_by_the_first(store, tmp_path):
+    for num_parts in (1, 2):
+        assert SnapshotStore(tmp_path, "run-1", part=1, num_parts=num_parts).write(1, PARAMS) == 0
+    assert not list(tmp_path.iterdir())
+    store.write(1, PARAMS)
+    assert [path.name for path in tmp_path.iterdir()] == ["v00000001.safetensors"]
+
+
 def test_parts_that_do_not_belong_together_are_refused(store, tmp_path):
     path = write_parts(tmp_path)
     other = write_parts(tmp_path, version=2)

@@ -3,10 +3,12 @@
 The compiler comes with the wheel libtpu and runs on the CPU. It is given the learner's step, over
 the chips of the slice, and a decode segment of a sampler on one of them. Layers are unrolled, so
 the time to compile grows with their number. They are also all alike: two programs of few layers
-say what each layer adds, and a line through them what all of them take. They are compiled with the
-least effort for speed, a fraction of the time: they keep in HBM what faster programs may not.
+say what each layer adds, and a line through them what all of them take. They are compiled at the
+same time, with the least effort for speed, which takes a fraction of the usual time: they keep in
+HBM what faster programs may not.
 """
 
+import concurrent.futures
 import dataclasses
 import re
 import time
@@ -23,7 +25,9 @@ from asympo_jax.plan.estimate import Line
 from asympo_jax.plan.subject import Subject
 from asympo_jax.plan.topology import Slice, devices_of
 
-FEW, MORE = 1, 2  # layers of the programs that are compiled instead of the whole one
+# Layers of the programs that are compiled instead of the whole one. Both even, as the number of a
+# model mostly is: some temporaries are there with an even number of layers alone, or an odd one.
+FEW, MORE = 2, 4
 _LEARNER_KNOBS = (
     "learner.remat=full, a smaller learner.micro_batch or learner.logp_chunk, lora.rank, or more "
     "chips for learner.fsdp"
@@ -134,9 +138,9 @@ def extrapolated(subject: Subject, traced: Callable[[Subject], Any]) -> Memory:
     num_layers = subject.model.num_layers
     if num_layers <= MORE:
         return memory_of(subject, traced)
-    few, more = (
-        dataclasses.astuple(memory_of(with_layers(subject, count), traced)) for count in (FEW, MORE)
-    )
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        subjects = [with_layers(subject, count) for count in (FEW, MORE)]
+        few, more = map(dataclasses.astuple, pool.map(memory_of, subjects, [traced] * 2))
     steps = (num_layers - MORE) / (MORE - FEW)
     return Memory(*(round(y + steps * (y - x)) for x, y in zip(few, more, strict=True)))
 
