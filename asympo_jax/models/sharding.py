@@ -5,6 +5,8 @@ does the rest: what it needs whole for a product it gathers, and gradients come 
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -177,13 +179,13 @@ def _gathered(x: Any) -> Any:
     if not isinstance(x, jax.Array) or x.is_fully_addressable:
         return x
     assert isinstance(x.sharding, NamedSharding), x.sharding
-    everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
-    return jax.jit(_same, out_shardings=everywhere)(x).addressable_data(0)
+    return _everywhere(x.sharding.mesh)(x).addressable_data(0)
 
 
-def _same(x: Array) -> Array:
-    """What it is given; with a name, so that it is compiled once."""
-    return x
+@functools.cache
+def _everywhere(mesh: Mesh | AbstractMesh) -> Callable[[Array], Array]:
+    """A program that gives all devices of a mesh all of an array."""
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def kept_placed(mesh: Mesh | None, tree: Any) -> Any:
