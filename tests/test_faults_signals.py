@@ -15,7 +15,7 @@ from tiny_runs import TIMEOUT_S
 
 from asympo_jax import endings, interrupts, processes, training
 from asympo_jax.config import default_config, resolve
-from asympo_jax.runtime.snapshots import make_snapshot_directory
+from asympo_jax.runtime.private_directories import make_private_directory
 
 PRELUDE = """
     import signal, sys, os, time
@@ -251,7 +251,7 @@ def test_what_has_saved_in_its_grace_time_and_does_not_end_says_that_it_has_save
 def test_a_sampler_ignores_signals_and_ends_with_its_learner_whose_snapshots_it_removes(
     tmp_path,
 ):
-    directory, lock = make_snapshot_directory(str(tmp_path), "run")
+    directory, lock = make_private_directory(str(tmp_path), "run")
     (directory / "v00000000.safetensors").touch()
     source = f"""
         import socket, pathlib
@@ -293,7 +293,7 @@ def test_a_sampler_ignores_signals_and_ends_with_its_learner_whose_snapshots_it_
 
 def test_a_process_that_ends_by_itself_removes_what_a_killed_learner_left(tmp_path, monkeypatch):
     """Also where the lock of the learner is free only a moment after its pipe is closed."""
-    directory, lock = make_snapshot_directory(str(tmp_path), "run")
+    directory, lock = make_private_directory(str(tmp_path), "run")
     (directory / "v00000000.safetensors").touch()
     waits = []
 

@@ -7,17 +7,13 @@ there.
 """
 
 import collections
-import contextlib
-import fcntl
 import hashlib
 import os
 import pathlib
 import re
 import shutil
-import stat
-import tempfile
 from collections.abc import Collection
-from typing import IO, Any
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -33,10 +29,7 @@ from asympo_jax.runtime.tensor_files import (
     write_file,
 )
 
-_RAM_DISK = pathlib.Path("/dev/shm")
-_PREFIX, _LOCK = "asympo-", "lock"
 _VERSION = re.compile(r"v([0-9]+)(?:\.[0-9]+-of-([0-9]+))?\.safetensors")
-_SNAPSHOT = re.compile(r"\.?(v[0-9]+|base)(\.[0-9]+-of-[0-9]+)?\.safetensors(\.[0-9]+)?")
 
 
 def _on_host(name: str, x: np.ndarray) -> Any:
@@ -186,67 +179,6 @@ class SnapshotStore:
         name = "base" if version is None else f"v{version:08d}"
         of = f".{part}-of-{num_parts}" if num_parts > 1 else ""
         return self.directory / f"{name}{of}.safetensors"
-
-
-def make_snapshot_directory(parent: str | None, run_id: str) -> tuple[pathlib.Path, IO[str]]:
-    """A new private directory (mode 0700) and the lock that says it is in use.
-
-    Directories of runs that were killed, whose locks are free, are removed first.
-
-    Args:
-        parent: where to make it; None for the RAM disk, or the temporary directory without one.
-        run_id: becomes part of its name.
-    """
-    parent = remove_unused(parent)
-    while True:
-        directory = pathlib.Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{run_id}-", dir=parent))
-        # Another run that starts may take it for unused before it is locked.
-        with contextlib.suppress(FileNotFoundError):
-            lock = (directory / _LOCK).open("w")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if (directory / _LOCK).exists():
-                return directory, lock
-            lock.close()
-
-
-def remove_unused(parent: str | None) -> str:
-    """Removes what killed runs left in `parent`, of `make_snapshot_directory`; returns its path."""
-    if parent is None:
-        parent = str(_RAM_DISK) if os.access(_RAM_DISK, os.W_OK) else tempfile.gettempdir()
-    for directory in pathlib.Path(parent).glob(f"{_PREFIX}*"):
-        remove_if_unused(directory)
-    return parent
-
-
-def remove_if_unused(directory: pathlib.Path) -> bool:
-    """Removes a directory of `make_snapshot_directory` whose lock nobody holds; whether it is gone.
-
-    That of another user stays, and nothing in it is opened. One whose lock is gone, because its
-    removal was cut short, is known by its contents: snapshots and nothing else.
-    """
-    try:
-        found = os.lstat(directory)
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            return False
-        names = {path.name for path in directory.iterdir()} - {_LOCK}
-        is_known = names and all(map(_SNAPSHOT.fullmatch, names))
-        if not is_known and not (directory / _LOCK).exists():
-            return False
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        lock = os.open(directory / _LOCK, flags, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The lock goes last: what is left by an end in between is found again.
-            for name in [*names, _LOCK]:
-                (directory / name).unlink()
-            directory.rmdir()
-        finally:
-            os.close(lock)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False  # in use
-    return True
 
 
 def write_params(path: pathlib.Path, params: Any, **metadata: str) -> None:
