@@ -60,13 +60,21 @@ def program(text: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    ("number", "code", "word", "given"),
+    [
+        (signal.SIGINT, 130, "interrupted", "interrupts.install('carry on', 0.2)"),
+        (
+            signal.SIGTERM,
+            143,
+            "terminated",
+            "interrupts.install('carry on'); interrupts.allow(0.2)",
+        ),
+    ],
 )
 def test_a_command_that_does_not_end_after_a_signal_ends_by_itself_when_its_time_is_up(
-    number, code, word
+    number, code, word, given
 ):
-    started = program("interrupts.install('carry on', 0.2)\nhang()")
+    started = program(f"{given}\nhang()")
     started.send_signal(number)
     _, stderr = started.communicate(timeout=TIMEOUT_S)
     assert started.returncode == code
@@ -154,7 +162,7 @@ def test_a_command_that_failed_ends_with_its_code_although_a_thread_hangs():
         say('hangs')
         def main():
             raise RunFailed('it says why')
-        command._guard(main, '', 3600.0)
+        command._guard(main, '')
     """)
     _, stderr = started.communicate(timeout=TIMEOUT_S)
     assert started.returncode == 1
