@@ -28,7 +28,11 @@ from asympo_jax.runtime.supervisor import Supervisor
 from asympo_jax.runtime.tickets import Pacing
 
 needs_ray = pytest.mark.skipif(not ray_cluster.is_installed(), reason="needs the extra [ray]")
-TASK = {"task__name": "tasks_for_tests:DiesInActor"}
+FIELDS: dict[str, object] = {
+    "task__name": "tasks_for_tests:DiesInActor",
+    "sampler__count": 2,
+    "lora__rank": 2,  # so that two kinds of files are sent
+}
 LOOPBACK = ("0100007F:", "0000000000000000FFFF00000100007F:")
 PARAMS = {"layer": {"scale": np.arange(8, dtype=np.float32)}}
 
@@ -41,17 +45,17 @@ def noted(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def on_ray(runner, tmp_path_factory, noted) -> Finished:
-    """A run with two actors, of which one is killed at its second lease."""
+    """A run of adapters with two actors, of which one is killed at its second lease."""
     runner.environment["DIED_AT"] = str(noted)
     workdir = tmp_path_factory.mktemp("ray")
-    return runner.train(workdir, runtime__name="ray", sampler__count=2, **TASK)
+    return runner.train(workdir, runtime__name="ray", **FIELDS)
 
 
 @needs_ray
 def test_a_run_whose_actor_is_killed_has_the_bits_of_one_that_knows_nothing_of_ray(
     on_ray, runner, tmp_path
 ):
-    local = runner.train(tmp_path / "local", sampler__count=2, **TASK)
+    local = runner.train(tmp_path / "local", **FIELDS)
     assert on_ray.sha == local.sha
     assert on_ray.metrics[-1]["grad/norm"] > 0
 
@@ -294,9 +298,10 @@ class StandInNode(StandInRay):
         super().__init__("")
         self.num_starts = num_starts
 
-    def init(self, _temp_dir, **given):
+    def init(self, **given):
         self.calls.append("init")
-        pathlib.Path(_temp_dir, "session", "logs").mkdir(parents=True, mode=0o777, exist_ok=True)
+        logs = pathlib.Path(given["_temp_dir"], "session", "logs")
+        logs.mkdir(parents=True, mode=0o777, exist_ok=True)
         if self.calls.count("init") < self.num_starts:
             raise Exception("it timed out.")
         found = {"node_ip_address": "127.0.0.1", "node_id": "n"}

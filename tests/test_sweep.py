@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import tiny_sweep
@@ -139,7 +140,7 @@ RUNS: list[Hangs] = []
 
 
 def test_a_run_of_a_sweep_has_the_time_to_save_that_its_config_gives_it(monkeypatch, tmp_path):
-    sweep = tiny_sweep.get_config()
+    sweep: Any = tiny_sweep.get_config()
     sweep.base.checkpoint.grace_s = 100.0
     cases = sweep_config.cases(sweep)
     lab = laboratory.Laboratory(cases, tmp_path, 1, {}, print, ended=lambda: None)

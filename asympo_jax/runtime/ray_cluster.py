@@ -204,6 +204,8 @@ def _prepare_own() -> None:
     """
     if "ray" not in sys.modules:
         os.environ.update({_MODE: "token", _TOKEN: secrets.token_hex(32), **_LOOPBACK})
+        # Ray's own 15 would starve samplers on a busy machine.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     elif any(os.environ.get(name) != value for name, value in _LOOPBACK.items()):
         raise ClusterRefused(
             "the Ray cluster of this run: ray was imported before the run began, so that it would "
