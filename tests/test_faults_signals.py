@@ -67,7 +67,7 @@ def program(text: str) -> subprocess.Popen[str]:
             signal.SIGTERM,
             143,
             "terminated",
-            "interrupts.install('carry on'); interrupts.allow(0.2)",
+            "interrupts.install('carry on', 3600.0); interrupts.allow(0.2)",
         ),
     ],
 )
