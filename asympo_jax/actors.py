@@ -1,14 +1,18 @@
 """The samplers of a run as actors of Ray: what each is, does and needs."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from asympo_jax.beginning import enter_directory
 from asympo_jax.config import from_plain, resolve
 from asympo_jax.endings import NotStarted
 from asympo_jax.processes import Arguments, sample
@@ -16,8 +20,12 @@ from asympo_jax.progress import say
 from asympo_jax.runtime import placement, ray_cluster
 from asympo_jax.runtime.broker import Broker
 from asympo_jax.runtime.leases import Holder
+from asympo_jax.runtime.private_directories import (
+    CLUSTER,
+    make_private_directory,
+    remove_unused,
+)
 from asympo_jax.runtime.serving import Client, LineEnd
-from asympo_jax.runtime.snapshot_directory import make_snapshot_directory, remove_unused
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.runtime.supervisor import Supervisor
 from asympo_jax.sections import SamplerConfig
@@ -99,7 +107,7 @@ class SamplerActor:
         """
         import ray
 
-        directory, lock = make_snapshot_directory(None, run_id)
+        directory, lock = make_private_directory(None, run_id)
         try:
             if ray.get_runtime_context().get_node_id() != node_id:
                 cores = placement.available_cores()
@@ -121,18 +129,18 @@ class RaySamplers:
     Attributes:
         supervisor: of those that are there.
         waiting: those that have no place yet.
-        cluster: where they are.
+        joined: leaves the cluster where they are, and removes what it had here.
     """
 
     supervisor: Supervisor
     waiting: "Waiting"
-    cluster: ray_cluster.Cluster
+    joined: contextlib.ExitStack
 
     def stop(self, timeout_s: float) -> None:
         """See `Supervisor.stop`; then leaves the cluster."""
-        self.waiting.end()
-        self.supervisor.stop(timeout_s)
-        self.cluster.leave()
+        with self.joined:
+            self.waiting.end()
+            self.supervisor.stop(timeout_s)
         remove_unused(None)  # what actors that were killed on this machine were reading
 
 
@@ -153,29 +161,37 @@ def start_samplers(
     """
     resources = resources_of(config.sampler)
     count = config.sampler.count
-    say(f"{ray_cluster.words_on_joining()}; that may take a minute")
+    with contextlib.ExitStack() as stack:
+        node_id = join(stack, count * resources["CPU"])
+        # Imports Ray, which reads the environment that joining has set.
+        from asympo_jax.runtime.ray import ActorSpec, RayProcess, SnapshotObjects, Waiting
+
+        source = json.dumps(config.source)
+        spec = ActorSpec(
+            kind=SamplerActor,
+            arguments=(source, run_id, prompts_sha256, node_id, cores, store.num_parts),
+            resources=resources,
+            env_vars=environment_of(config.sampler),
+        )
+        snapshots, waiting = SnapshotObjects(store), Waiting(count, resources, say)
+
+        def start(holder: Holder) -> "RayProcess":
+            bounds = (max_frame_bytes, config.lease_s)
+            return RayProcess(holder, broker, spec, snapshots, waiting, *bounds)
+
+        supervisor = Supervisor(broker, start, count, config.max_restarts, say)
+        return RaySamplers(supervisor, waiting, stack.pop_all())
+
+
+def join(stack: contextlib.ExitStack, num_cpus: float) -> str:
+    """Joins the cluster until the stack is left; Ray's name of this node."""
+    make = functools.partial(enter_directory, stack, tempfile.gettempdir(), CLUSTER)
     try:
-        cluster = ray_cluster.join(count * resources["CPU"])
+        cluster = ray_cluster.join(num_cpus, make, say)
     except ray_cluster.ClusterRefused as refused:
         raise NotStarted(str(refused)) from refused
-    # Imports Ray, which reads the environment that joining has set.
-    from asympo_jax.runtime.ray import ActorSpec, RayProcess, SnapshotObjects, Waiting
-
-    source = json.dumps(config.source)
-    spec = ActorSpec(
-        kind=SamplerActor,
-        arguments=(source, run_id, prompts_sha256, cluster.node_id, cores, store.num_parts),
-        resources=resources,
-        env_vars=environment_of(config.sampler),
-    )
-    snapshots, waiting = SnapshotObjects(store), Waiting(count, resources, say)
-
-    def start(holder: Holder) -> "RayProcess":
-        bounds = (max_frame_bytes, config.lease_s)
-        return RayProcess(holder, broker, spec, snapshots, waiting, *bounds)
-
-    supervisor = Supervisor(broker, start, count, config.max_restarts, say)
-    return RaySamplers(supervisor, waiting, cluster)
+    stack.callback(cluster.leave)
+    return cluster.node_id
 
 
 def resources_of(sampler: SamplerConfig) -> dict[str, float]:

@@ -4,13 +4,14 @@ import contextlib
 import functools
 import itertools
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from asympo_jax import attempt_mark, devices, models, states
+from asympo_jax import attempt_mark, devices, interrupts, models, states
 from asympo_jax.endings import RunFailed, failures
 from asympo_jax.experiment import Parts
 from asympo_jax.hosts import Hosts
@@ -20,6 +21,7 @@ from asympo_jax.runtime import placement
 from asympo_jax.runtime.checkpoint import Checkpointer
 from asympo_jax.runtime.compilation import keep_compiled
 from asympo_jax.runtime.lockstep import Lockstep
+from asympo_jax.runtime.private_directories import make_private_directory
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.settings import ExperimentConfig
 
@@ -37,6 +39,23 @@ def announce(
     with failures(OSError):
         attempt_mark.mark(workdir, attempt)
     lockstep.announce("begin", config=config.sha256, attempt=attempt)
+
+
+def enter_directory(stack: contextlib.ExitStack, parent: str | None, name: str) -> pathlib.Path:
+    """A new private directory; it goes when the stack is left, or in an end at once.
+
+    Args:
+        stack: of who needs it.
+        parent: as of `make_private_directory`.
+        name: as of `make_private_directory`.
+    """
+    with interrupts.held_back():
+        directory, lock = make_private_directory(parent, name)
+        remove = functools.partial(shutil.rmtree, directory, ignore_errors=True)
+        stack.enter_context(lock)
+        stack.callback(remove)
+        stack.enter_context(interrupts.cleaning(remove))
+    return directory
 
 
 def start_learner(config: ExperimentConfig, num_processes: int) -> jax.sharding.Mesh | None:

@@ -66,16 +66,14 @@ def fields_given() -> dict[str, Any]:
 _GOES_ON = "the same command carries on from the last checkpoint"
 
 
-def run(main: Callable[[], None], advice: str = _GOES_ON, end_s: float | None = None) -> None:
+def run(main: Callable[[], None], advice: str = _GOES_ON) -> None:
     """Parses the flags, calls `main`, and ends the process with its exit code.
 
     Args:
         main: the program.
         advice: to the person who stopped it.
-        end_s: seconds that it may take to end after a signal; `interrupts.END_S` if not given.
     """
-    given_s = interrupts.END_S if end_s is None else end_s
-    app.run(lambda _: _guard(main, advice, given_s), flags_parser=_parse)
+    app.run(lambda _: _guard(main, advice), flags_parser=_parse)
 
 
 @contextlib.contextmanager
@@ -123,9 +121,9 @@ def _leave(message: str, code: int) -> NoReturn:
     os._exit(code)
 
 
-def _guard(main: Callable[[], None], advice: str, end_s: float) -> None:
+def _guard(main: Callable[[], None], advice: str) -> None:
     """Turns what broke a run into a sentence and an exit code."""
-    interrupts.install(advice, end_s)
+    interrupts.install(advice)
     try:
         main()
     except RunFailed as error:

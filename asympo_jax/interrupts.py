@@ -45,6 +45,7 @@ class _Ending:
         cleaning: called before an end at once.
         ask: called instead of raising, if there is something to save.
         grace_s: seconds from there to the end of saving; after SIGINT at most those of any end.
+        end_s: seconds that an end in good order may take.
         asked: what it was called instead of.
         saved: whether nothing is left to save.
         told: descriptor that wakes the thread.
@@ -55,7 +56,7 @@ class _Ending:
         self.received: list[type[BaseException]] = []
         self.cleaning: list[Callable[[], object]] = []
         self.ask: Callable[[], object] | None = None
-        self.grace_s = END_S
+        self.grace_s = self.end_s = END_S
         self.asked: type[BaseException] | None = None
         self.saved = False
         self.told = -1
@@ -72,15 +73,19 @@ def install(advice: str = "", end_s: float = END_S) -> None:
         advice: to the person whose process has to end at once.
         end_s: seconds that an end in good order may take.
     """
+    _ending.end_s = end_s
     heard, _ending.told = os.pipe()
     os.set_blocking(_ending.told, False)
     signal.set_wakeup_fd(_ending.told, warn_on_full_buffer=False)
-    threading.Thread(
-        target=_watch, args=(heard, end_s, advice), name="signals", daemon=True
-    ).start()
+    threading.Thread(target=_watch, args=(heard, advice), name="signals", daemon=True).start()
     for number in _KINDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _handle)
+
+
+def allow(end_s: float) -> None:
+    """From now on an end in good order may take so many seconds."""
+    _ending.end_s = end_s
 
 
 def raise_if_received() -> None:
@@ -183,7 +188,7 @@ def _handle(number: int, frame: object) -> None:
         raise kind
 
 
-def _watch(heard: int, end_s: float, advice: str) -> None:
+def _watch(heard: int, advice: str) -> None:
     """Ends the process at a second signal, or when the time that the first one gave is up."""
     first, is_saved, deadline, since = _SAVED, False, float("inf"), 0.0
     while True:
@@ -195,14 +200,14 @@ def _watch(heard: int, end_s: float, advice: str) -> None:
             if number == _SAVED:
                 is_saved = True
                 if first != signal.SIGINT:
-                    deadline = time.monotonic() + end_s
+                    deadline = time.monotonic() + _ending.end_s
             elif number not in _KINDS:
                 continue
             elif not first:
-                given_s = end_s
+                given_s = _ending.end_s
                 # What was asked may have been saved before this thread had its turn.
                 if _ending.ask is not None or _ending.asked is not None:
-                    shorter_s = min(_ending.grace_s, end_s)
+                    shorter_s = min(_ending.grace_s, _ending.end_s)
                     given_s = shorter_s if number == signal.SIGINT else _ending.grace_s
                     _tell_asked(number, given_s)
                 first, since = number, time.monotonic()

@@ -22,13 +22,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
-from asympo_jax import workdirs
+from asympo_jax import interrupts, workdirs
 from asympo_jax.config import read_json, resolve
 from asympo_jax.endings import DIVERGED, FAILED
 from asympo_jax.runtime import placement
 from asympo_jax.sweep_config import Case
-
-TERMINATE_TIMEOUT_S = 20.0  # for runs to save and to end
 
 
 def job_file(workdir: pathlib.Path, case: Case, suffix: str) -> pathlib.Path:
@@ -68,6 +66,9 @@ class Laboratory:
         environment: of the processes.
         say: takes a line for the person who waits.
         ended: called after each run that ended, by one thread at a time.
+
+    Attributes:
+        end_s: seconds from SIGTERM, at most, until a run has saved and ended.
     """
 
     def __init__(
@@ -90,6 +91,8 @@ class Laboratory:
         self._ended = ended
         self._num_cases = len(cases)
         self._missing = [case for case in cases if result(workdir, case) is None]
+        graces = (resolve(case.config).checkpoint.grace_s for case in self._missing)
+        self.end_s = max(graces, default=0.0) + interrupts.END_S
         cores = placement.available_cores()
         self._shares = [_share(cores, i, num_processes) for i in range(num_processes)]
         learner_cores, _ = placement.split_cores(self._shares[0])
@@ -228,7 +231,7 @@ class Laboratory:
         try:
             for process in running:
                 process.terminate()
-            deadline = time.monotonic() + TERMINATE_TIMEOUT_S
+            deadline = time.monotonic() + self.end_s
             for process in running:
                 process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:

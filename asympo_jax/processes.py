@@ -20,9 +20,9 @@ from asympo_jax.runtime.compilation import keep_compiled
 from asympo_jax.runtime.evaluator import EvaluatorProcess
 from asympo_jax.runtime.leases import Holder
 from asympo_jax.runtime.local import LocalProcess
+from asympo_jax.runtime.private_directories import remove_if_unused
 from asympo_jax.runtime.sampler import SamplerLoop
 from asympo_jax.runtime.serving import Client
-from asympo_jax.runtime.snapshot_directory import remove_if_unused
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.runtime.supervisor import Supervisor
 from asympo_jax.settings import ExperimentConfig

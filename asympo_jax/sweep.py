@@ -6,7 +6,8 @@
 `--config.base.FIELD=VALUE` changes the experiment, `--config.axes.FIELD="(A, B)"` what is varied.
 The same command on the same workdir goes on: what is done is not repeated. Compact results are in
 DIR/results after each run; `python -m asympo_jax.report DIR` makes the table and the pictures.
-Runs are many: configs/staleness.py says how long its studies took.
+Runs are many: configs/staleness.py says how long its studies took. Ctrl-C and SIGTERM let the runs
+at work save and end, which takes checkpoint.grace_s plus 9 s at most; a second one kills them.
 
 Exit codes: 0 done · 1 a run failed · 2 wrong input · 75 another sweep has the workdir ·
 130 interrupted · 143 terminated, or the terminal was closed.
@@ -52,6 +53,7 @@ def main() -> None:
             say,
             ended=lambda: keep(is_new=True),
         )
+    interrupts.allow(lab.end_s + interrupts.END_S)
     with lock, interrupts.cleaning(lab.kill):
         try:
             failed = lab.run()
@@ -73,4 +75,4 @@ def _environment(workdir: pathlib.Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    command.run(main, end_s=laboratory.TERMINATE_TIMEOUT_S + interrupts.END_S)
+    command.run(main)

@@ -6,9 +6,7 @@ the samplers start before the learner loads or compiles anything, so that all do
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
-import shutil
 import time
 import uuid
 from typing import IO, Any
@@ -37,7 +35,6 @@ from asympo_jax.runtime.evaluations import (
 from asympo_jax.runtime.leases import Closed, Refused, Stalled
 from asympo_jax.runtime.pipeline import PipelineMeter
 from asympo_jax.runtime.publisher import NonFinite
-from asympo_jax.runtime.snapshot_directory import make_snapshot_directory
 from asympo_jax.runtime.snapshots import SnapshotRefused, SnapshotStore, parameters_sha256
 from asympo_jax.settings import ExperimentConfig
 from asympo_jax.tasks import RewardError
@@ -96,12 +93,7 @@ class Prepared:
         mesh = beginning.start_learner(self.config, hosts.count)
         environment.record(self.workdir, environment.describe(placement.device_kinds()), say)
         with contextlib.ExitStack() as stack:
-            with interrupts.held_back():
-                directory, lock = make_snapshot_directory(self.config.snapshot_dir, run_id)
-                remove = functools.partial(shutil.rmtree, directory, ignore_errors=True)
-                stack.enter_context(lock)
-                stack.callback(remove)
-                stack.enter_context(interrupts.cleaning(remove))
+            directory = beginning.enter_directory(stack, self.config.snapshot_dir, run_id)
             store = beginning.make_store(self.config, directory, run_id, hosts)
             run = _Run(self.config, self.parts, self.workdir, store, run_id, mesh, hosts)
             try:

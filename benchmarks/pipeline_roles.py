@@ -26,9 +26,9 @@ from asympo_jax.runtime.compilation import Compilations, keep_compiled
 from asympo_jax.runtime.evaluations import EvaluationLog, EvaluationsHere
 from asympo_jax.runtime.leases import Closed, Lease, SamplingTotals
 from asympo_jax.runtime.metrics import MetricsWriter
+from asympo_jax.runtime.private_directories import make_private_directory
 from asympo_jax.runtime.publisher import Publisher
 from asympo_jax.runtime.sampler import SamplerLoop
-from asympo_jax.runtime.snapshot_directory import make_snapshot_directory
 from asympo_jax.runtime.snapshots import SnapshotStore
 
 SKIPPED = 4  # updates or batches at the start of a measurement
@@ -197,7 +197,7 @@ def serve_learner(arguments: argparse.Namespace) -> None:
     """Trains whenever a line comes in."""
     config, parts, params = _start(arguments, 0)
     needs, key = config.objective.needs, jax.random.key(0)
-    snapshots, lock = make_snapshot_directory(None, "benchmark")
+    snapshots, lock = make_private_directory(None, "benchmark")
     with lock, tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory)
         sampler = experiment.make_sampler(config, parts, SnapshotStore(snapshots, "run"))

@@ -15,7 +15,7 @@ from tiny_runs import TIMEOUT_S
 
 from asympo_jax import endings, interrupts, processes, training
 from asympo_jax.config import default_config, resolve
-from asympo_jax.runtime.snapshot_directory import make_snapshot_directory
+from asympo_jax.runtime.private_directories import make_private_directory
 
 PRELUDE = """
     import signal, sys, os, time
@@ -60,13 +60,21 @@ def program(text: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    ("number", "code", "word", "given"),
+    [
+        (signal.SIGINT, 130, "interrupted", "interrupts.install('carry on', 0.2)"),
+        (
+            signal.SIGTERM,
+            143,
+            "terminated",
+            "interrupts.install('carry on', 3600.0); interrupts.allow(0.2)",
+        ),
+    ],
 )
 def test_a_command_that_does_not_end_after_a_signal_ends_by_itself_when_its_time_is_up(
-    number, code, word
+    number, code, word, given
 ):
-    started = program("interrupts.install('carry on', 0.2)\nhang()")
+    started = program(f"{given}\nhang()")
     started.send_signal(number)
     _, stderr = started.communicate(timeout=TIMEOUT_S)
     assert started.returncode == code
@@ -154,7 +162,7 @@ def test_a_command_that_failed_ends_with_its_code_although_a_thread_hangs():
         say('hangs')
         def main():
             raise RunFailed('it says why')
-        command._guard(main, '', 3600.0)
+        command._guard(main, '')
     """)
     _, stderr = started.communicate(timeout=TIMEOUT_S)
     assert started.returncode == 1
@@ -251,7 +259,7 @@ def test_what_has_saved_in_its_grace_time_and_does_not_end_says_that_it_has_save
 def test_a_sampler_ignores_signals_and_ends_with_its_learner_whose_snapshots_it_removes(
     tmp_path,
 ):
-    directory, lock = make_snapshot_directory(str(tmp_path), "run")
+    directory, lock = make_private_directory(str(tmp_path), "run")
     (directory / "v00000000.safetensors").touch()
     source = f"""
         import socket, pathlib
@@ -293,7 +301,7 @@ def test_a_sampler_ignores_signals_and_ends_with_its_learner_whose_snapshots_it_
 
 def test_a_process_that_ends_by_itself_removes_what_a_killed_learner_left(tmp_path, monkeypatch):
     """Also where the lock of the learner is free only a moment after its pipe is closed."""
-    directory, lock = make_snapshot_directory(str(tmp_path), "run")
+    directory, lock = make_private_directory(str(tmp_path), "run")
     (directory / "v00000000.safetensors").touch()
     waits = []
 

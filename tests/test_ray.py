@@ -1,5 +1,6 @@
 """Samplers as actors of Ray: the same bits, nothing lost, and no cluster that others could use."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -7,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import types
 import warnings
 
@@ -16,16 +18,21 @@ from sampler_stand_ins import ADMISSION, RUN_ID
 from test_config import with_fields
 from tiny_runs import TIMEOUT_S, TINY, Finished, wait_until
 
-from asympo_jax import training
+from asympo_jax import actors, interrupts, training
 from asympo_jax.config import resolve
 from asympo_jax.runtime import ray_cluster
 from asympo_jax.runtime.broker import Broker
+from asympo_jax.runtime.private_directories import make_private_directory
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.runtime.supervisor import Supervisor
 from asympo_jax.runtime.tickets import Pacing
 
 needs_ray = pytest.mark.skipif(not ray_cluster.is_installed(), reason="needs the extra [ray]")
-TASK = {"task__name": "tasks_for_tests:DiesInActor"}
+FIELDS: dict[str, object] = {
+    "task__name": "tasks_for_tests:DiesInActor",
+    "sampler__count": 2,
+    "lora__rank": 2,  # so that two kinds of files are sent
+}
 LOOPBACK = ("0100007F:", "0000000000000000FFFF00000100007F:")
 PARAMS = {"layer": {"scale": np.arange(8, dtype=np.float32)}}
 
@@ -38,17 +45,17 @@ def noted(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def on_ray(runner, tmp_path_factory, noted) -> Finished:
-    """A run with two actors, of which one is killed at its second lease."""
+    """A run of adapters with two actors, of which one is killed at its second lease."""
     runner.environment["DIED_AT"] = str(noted)
     workdir = tmp_path_factory.mktemp("ray")
-    return runner.train(workdir, runtime__name="ray", sampler__count=2, **TASK)
+    return runner.train(workdir, runtime__name="ray", **FIELDS)
 
 
 @needs_ray
 def test_a_run_whose_actor_is_killed_has_the_bits_of_one_that_knows_nothing_of_ray(
     on_ray, runner, tmp_path
 ):
-    local = runner.train(tmp_path / "local", sampler__count=2, **TASK)
+    local = runner.train(tmp_path / "local", **FIELDS)
     assert on_ray.sha == local.sha
     assert on_ray.metrics[-1]["grad/norm"] > 0
 
@@ -95,11 +102,12 @@ def small_cluster(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{tests}{os.pathsep}{tests.parent}")
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray's own
-        cluster = ray_cluster.join(1)
-    yield cluster
-    cluster.leave()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray's own
+            cluster = ray_cluster.join(1, lambda: pathlib.Path(directory), print)
+        yield cluster
+        cluster.leave()
 
 
 @needs_ray
@@ -229,19 +237,25 @@ def test_a_cluster_that_others_could_use_is_refused_with_the_reason(
     monkeypatch.setitem(sys.modules, "ray", stand_in := StandInRay(dashboard))
     before = signal.getsignal(signal.SIGTERM)
     if error is None:
-        assert ray_cluster.join(1) == ray_cluster.Cluster("n", None)
+        assert ray_cluster.join(1, no_directory, print) == ray_cluster.Cluster("n", None)
     else:
         with pytest.raises(error, match=words):
-            ray_cluster.join(1)
+            ray_cluster.join(1, no_directory, print)
     assert signal.getsignal(signal.SIGTERM) is before
     # A shutdown of what was never joined does nothing.
     assert [call for call in stand_in.calls if call == "init" or "init" in calls] == calls
 
 
-def test_what_a_node_that_did_not_start_leaves_is_ended_with_its_files(monkeypatch, tmp_path):
+def no_directory() -> pathlib.Path:
+    """For a cluster that has its files elsewhere."""
+    raise AssertionError("a directory was made")
+
+
+def test_processes_that_a_node_which_did_not_start_leaves_are_ended(monkeypatch, tmp_path):
     token = "of-this-test"
     monkeypatch.setenv("RAY_AUTH_TOKEN", token)
     child = subprocess.Popen(["sleep", "1000"])
+    of_node = subprocess.Popen(["sh", "-c", "sleep 1000; :", str(tmp_path / "session")])
     shell = "sleep 1000 >/dev/null & echo $!"
     orphan = int(subprocess.check_output(["sh", "-c", shell], text=True))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "of-another-run")
@@ -249,14 +263,14 @@ def test_what_a_node_that_did_not_start_leaves_is_ended_with_its_files(monkeypat
     monkeypatch.setenv("RAY_AUTH_TOKEN", token)
     monkeypatch.setitem(sys.modules, "ray", StandInRay(""))
     try:
-        (tmp_path / "own").mkdir()
-        ray_cluster.Cluster("n", tmp_path / "own").leave()
+        ray_cluster.Cluster("n", tmp_path).leave()
+        assert of_node.wait(TIMEOUT_S) == -signal.SIGKILL
         assert wait_until(lambda: not is_alive(orphan))
         assert child.poll() is None and is_alive(other)
-        assert not (tmp_path / "own").exists()
     finally:
-        child.kill()
-        child.wait()
+        for process in (child, of_node):
+            process.kill()
+            process.wait()
         os.kill(other, signal.SIGKILL)
 
 
@@ -266,26 +280,81 @@ def is_alive(pid: int) -> bool:
     return bool(found) and found.rpartition(b")")[2].split()[0] != b"Z"
 
 
-def test_the_files_of_a_cluster_of_its_own_are_in_a_directory_of_this_user(monkeypatch):
+@pytest.fixture
+def temporary(monkeypatch, tmp_path) -> pathlib.Path:
+    """The temporary directory of a process that may start a cluster of its own, of stand-ins."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for name, value in ray_cluster._LOOPBACK.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "of-this-test")
-    monkeypatch.setitem(sys.modules, "ray", stand_in := StandInRay(""))
-    modes = []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
 
-    def init(_temp_dir, **given):
-        path = pathlib.Path(_temp_dir)
-        path.mkdir(mode=0o777)
-        modes.append(stat.S_IMODE(path.parent.stat().st_mode))
+
+class StandInNode(StandInRay):
+    """A node on the loopback that comes up at the last of so many starts."""
+
+    def __init__(self, num_starts: int = 1):
+        super().__init__("")
+        self.num_starts = num_starts
+
+    def init(self, **given):
+        self.calls.append("init")
+        logs = pathlib.Path(given["_temp_dir"], "session", "logs")
+        logs.mkdir(parents=True, mode=0o777, exist_ok=True)
+        if self.calls.count("init") < self.num_starts:
+            raise Exception("it timed out.")
         found = {"node_ip_address": "127.0.0.1", "node_id": "n"}
         return types.SimpleNamespace(address_info=found)
 
-    monkeypatch.setattr(stand_in, "init", init)
-    cluster = ray_cluster.join(1)
-    cluster.leave()
-    assert modes == [0o700]
-    assert cluster.directory is not None and not cluster.directory.exists()
+
+@pytest.mark.parametrize("is_at_once", [False, True])
+def test_the_files_of_a_cluster_of_its_own_are_private_and_go_however_the_run_ends(
+    monkeypatch, temporary, is_at_once
+):
+    monkeypatch.setitem(sys.modules, "ray", StandInNode())
+    with contextlib.ExitStack() as stack:
+        assert actors.join(stack, 1) == "n"
+        (directory,) = temporary.iterdir()
+        assert (directory / "ray" / "session").exists()
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        if is_at_once:
+            codes = []
+            monkeypatch.setattr(os, "_exit", codes.append)
+            interrupts.leave("interrupted at once", 130)
+            assert codes == [130] and not directory.exists()
+    assert not directory.exists()
+
+
+def test_what_a_killed_run_left_of_its_cluster_is_removed_by_the_next(monkeypatch, temporary):
+    killed, lock = make_private_directory(str(temporary), "ray")
+    (killed / "ray" / "session").mkdir(parents=True)
+    lock.close()  # what the end of a process does
+    cut = temporary / "asympo-ray-cut"  # in its removal
+    (cut / "ray").mkdir(parents=True)
+    (temporary / "asympo-mine" / "ray").mkdir(parents=True)
+    (temporary / "asympo-mine" / "notes").touch()
+    monkeypatch.setitem(sys.modules, "ray", StandInNode())
+    with contextlib.ExitStack() as stack:
+        actors.join(stack, 1)
+        assert not killed.exists() and not cut.exists()
+        assert len(list(temporary.iterdir())) == 2
+
+
+def test_a_node_that_does_not_come_up_in_time_is_started_again_and_the_third_is_the_last(
+    monkeypatch, temporary, capsys
+):
+    monkeypatch.setitem(sys.modules, "ray", node := StandInNode(3))
+    with contextlib.ExitStack() as stack:
+        actors.join(stack, 1)
+    assert node.calls == ["init", "shutdown", "init", "shutdown", "init", "shutdown"]
+    told = capsys.readouterr().err
+    assert "(it timed out.); it is started again, 1 of 2" in told and "2 of 2" in told
+    monkeypatch.setitem(sys.modules, "ray", StandInNode(4))
+    late = pytest.raises(ConnectionError, match=r"it timed out\.; it was started 3 times")
+    with late, contextlib.ExitStack() as stack:
+        actors.join(stack, 1)
+    assert not list(temporary.iterdir())
 
 
 def test_a_cluster_of_its_own_is_refused_where_ray_was_imported_before(monkeypatch):
@@ -293,4 +362,4 @@ def test_a_cluster_of_its_own_is_refused_where_ray_was_imported_before(monkeypat
     for name in ("RAY_ADDRESS", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ray_cluster.ClusterRefused, match="imported before the run began"):
-        ray_cluster.join(1)
+        ray_cluster.join(1, no_directory, print)

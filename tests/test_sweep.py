@@ -7,9 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import tiny_sweep
 from tiny_runs import TIMEOUT_S, Finished, Runner
+
+from asympo_jax import interrupts, laboratory, sweep_config
 
 TESTS = pathlib.Path(__file__).parent
 NAMES = [f"lag=1,objective.name={name},seed=3" for name in ("asympo", "spo")]
@@ -110,6 +114,44 @@ def test_an_interrupted_sweep_goes_on_with_what_is_missing(swept, sweeper, tmp_p
     assert again.code == 0
     assert "2 runs: 1 done before, 1 to do" in again.stderr
     assert shas(tmp_path) == shas(swept.workdir)
+
+
+class Hangs:
+    """A run that is interrupted while the sweep waits for it, and does not end when it is told."""
+
+    def __init__(self, command, **given):
+        self.calls = []
+        RUNS.append(self)
+
+    def wait(self, timeout=None):
+        if timeout is None:
+            raise KeyboardInterrupt
+        self.calls.append(timeout)
+        raise subprocess.TimeoutExpired("train", timeout)
+
+    def terminate(self):
+        self.calls.append("terminate")
+
+    def kill(self):
+        self.calls.append("kill")
+
+
+RUNS: list[Hangs] = []
+
+
+def test_a_run_of_a_sweep_has_the_time_to_save_that_its_config_gives_it(monkeypatch, tmp_path):
+    sweep: Any = tiny_sweep.get_config()
+    sweep.base.checkpoint.grace_s = 100.0
+    cases = sweep_config.cases(sweep)
+    lab = laboratory.Laboratory(cases, tmp_path, 1, {}, print, ended=lambda: None)
+    assert lab.end_s == 100.0 + interrupts.END_S
+    monkeypatch.setattr(subprocess, "Popen", Hangs)
+    with pytest.raises(KeyboardInterrupt):
+        lab.run()
+    (run,) = RUNS
+    first, given_s, last = run.calls
+    assert (first, last) == ("terminate", "kill")
+    assert 100.0 < given_s <= lab.end_s
 
 
 def test_a_run_that_fails_is_kept_with_its_cause(sweeper, tmp_path):

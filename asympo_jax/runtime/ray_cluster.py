@@ -13,14 +13,14 @@ import logging
 import os
 import pathlib
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from asympo_jax.runtime.private_directories import CLUSTER
 
 _ADDRESS, _MODE, _TOKEN = "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 _TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
@@ -49,9 +49,7 @@ class Cluster:
 
     def leave(self) -> None:
         """Leaves the cluster, and ends one of its own."""
-        _shut_down()
-        if self.directory is not None:
-            _remove(self.directory)
+        _leave(self.directory)
 
 
 def is_installed() -> bool:
@@ -89,19 +87,17 @@ def check_environment(environ: Mapping[str, str] = os.environ) -> None:
         )
 
 
-def words_on_joining() -> str:
-    """What `join` will do, for people."""
-    address = os.environ.get(_ADDRESS)
-    return f"joining the Ray cluster {address}" if address else "starting a Ray cluster of this run"
-
-
-def join(num_cpus: float) -> Cluster:
+def join(
+    num_cpus: float, make_directory: Callable[[], pathlib.Path], say: Callable[[str], None]
+) -> Cluster:
     """Joins the cluster that RAY_ADDRESS names; without one, starts one here.
 
     Called in the main thread, in a process that has not imported Ray.
 
     Args:
         num_cpus: that one of its own says it has: what the samplers ask for.
+        make_directory: a directory for the files of one of its own that nobody else can enter.
+        say: tells people what may take long.
 
     Raises:
         ClusterRefused: others could use it.
@@ -109,66 +105,74 @@ def join(num_cpus: float) -> Cluster:
     """
     address = os.environ.get(_ADDRESS)
     if address:
+        say(f"joining the Ray cluster {address}; that may take a minute")
         _require_token()
         directory, given = None, {"address": address}
     else:
+        say("starting a Ray cluster of this run; that may take a minute")
         _prepare_own()
-        directory = pathlib.Path(tempfile.mkdtemp(prefix="asympo-ray-"))
+        directory = make_directory()
         given = {"address": "local", "num_cpus": int(num_cpus), "include_dashboard": False}
         # Ray lets everybody write in its own, so it is in one that nobody else can enter.
-        given["_temp_dir"] = str(directory / "ray")
+        given["_temp_dir"] = str(directory / CLUSTER)
     with contextlib.ExitStack() as stack:
-        if directory is not None:
-            stack.callback(_remove, directory)
-        stack.callback(_shut_down)  # also of what is half begun
+        stack.callback(_leave, directory)  # also what is half begun
         with _own_handlers():
-            context = _init(given, address)
+            context = _init(given, directory, say)
         _require_loopback(context.address_info, address)
         stack.pop_all()
     return Cluster(context.address_info["node_id"], directory)
 
 
-def _init(given: Mapping[str, Any], address: str | None) -> Any:
-    """Joins or starts a cluster; what Ray says of it.
+def _init(
+    given: Mapping[str, Any], directory: pathlib.Path | None, say: Callable[[str], None]
+) -> Any:
+    """Joins a cluster, or starts one with its files in a directory; what Ray says of it.
 
     Raises:
         ConnectionError: that fails.
     """
     import ray
 
-    for starts_left in range(0 if address else _STARTS - 1, -1, -1):
+    for start in range(_STARTS):
         try:
             # What samplers print stays on their nodes: Ray would mix in logs of other programs.
-            return ray.init(**given, log_to_driver=False, logging_level=logging.ERROR)
+            # What is wrong with a start is raised; the rest is of a dashboard that nobody wants.
+            context = ray.init(**given, log_to_driver=False, logging_level=logging.CRITICAL)
+            logging.getLogger("ray").setLevel(logging.ERROR)
+            return context
         except Exception as error:  # Ray raises the bare class, too
-            ray.shutdown()
-            if not starts_left:
-                words = f"the Ray cluster {address or 'of this run'}: {error}"
-                if not address:
-                    words += f"; it was started {_STARTS} times, is the machine busy?"
-                raise ConnectionError(words) from error
+            if directory is None:
+                raise ConnectionError(f"the Ray cluster {given['address']}: {error}") from error
+            if start == _STARTS - 1:
+                raise ConnectionError(
+                    f"the Ray cluster of this run: {error}; it was started {_STARTS} times, is the "
+                    "machine busy?"
+                ) from error
+            _leave(directory)
+            again = f"{start + 1} of {_STARTS - 1} times"
+            say(f"Ray did not start ({error}); it is started again, {again}")
 
 
-def _shut_down() -> None:
-    """Leaves the cluster, and ends one that this process has started."""
+def _leave(directory: pathlib.Path | None) -> None:
+    """Leaves the cluster; ends one of its own, whose files are in the directory, and its processes.
+
+    Of a node that did not come up in time Ray leaves some. They have the token and, unlike what
+    else this process has started, name the directory or are no children.
+    """
     import ray
 
     ray.shutdown()
-
-
-def _remove(directory: pathlib.Path) -> None:
-    """Removes the files of a cluster of its own, which was shut down, and what outlived that.
-
-    Of a node that did not come up in time Ray leaves processes, which would make them again. They
-    are known by the token, and are no children of this process.
-    """
-    known_by = f"{_TOKEN}={os.environ[_TOKEN]}".encode()
-    for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
+    if directory is None:
+        return
+    token, name = f"{_TOKEN}={os.environ[_TOKEN]}".encode(), os.fsencode(directory)
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            pid = int(path.parent.name)
-            if known_by in path.read_bytes().split(b"\0") and not _is_descendant(pid):
+            pid = int(process.name)
+            if token in (process / "environ").read_bytes().split(b"\0") and (
+                name in (process / "cmdline").read_bytes() or not _is_descendant(pid)
+            ):
                 os.kill(pid, signal.SIGKILL)
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _is_descendant(pid: int) -> bool:
@@ -200,6 +204,8 @@ def _prepare_own() -> None:
     """
     if "ray" not in sys.modules:
         os.environ.update({_MODE: "token", _TOKEN: secrets.token_hex(32), **_LOOPBACK})
+        # Ray's own 15 would starve samplers on a busy machine.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     elif any(os.environ.get(name) != value for name, value in _LOOPBACK.items()):
         raise ClusterRefused(
             "the Ray cluster of this run: ray was imported before the run began, so that it would "

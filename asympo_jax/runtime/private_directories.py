@@ -1,31 +1,36 @@
-"""Private directories of runs, for their snapshots, and what becomes of those of killed runs."""
+"""Directories that nobody else can enter, and that a next run removes after a kill.
+
+Each has a lock that its process holds: the end of a process, however it comes, frees it.
+"""
 
 import contextlib
 import fcntl
 import os
 import pathlib
 import re
+import shutil
 import stat
 import tempfile
 from typing import IO
 
+CLUSTER = "ray"  # what one of a Ray cluster has besides its lock
 _RAM_DISK = pathlib.Path("/dev/shm")
 _PREFIX, _LOCK = "asympo-", "lock"
-_SNAPSHOT = re.compile(r"\.?(v[0-9]+|base)(\.[0-9]+-of-[0-9]+)?\.safetensors(\.[0-9]+)?")
+_CONTENT = re.compile(rf"{CLUSTER}|\.?(v[0-9]+|base)(\.[0-9]+-of-[0-9]+)?\.safetensors(\.[0-9]+)?")
 
 
-def make_snapshot_directory(parent: str | None, run_id: str) -> tuple[pathlib.Path, IO[str]]:
+def make_private_directory(parent: str | None, name: str) -> tuple[pathlib.Path, IO[str]]:
     """A new private directory (mode 0700) and the lock that says it is in use.
 
     Directories of runs that were killed, whose locks are free, are removed first.
 
     Args:
         parent: where to make it; None for the RAM disk, or the temporary directory without one.
-        run_id: becomes part of its name.
+        name: becomes part of its own.
     """
     parent = remove_unused(parent)
     while True:
-        directory = pathlib.Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{run_id}-", dir=parent))
+        directory = pathlib.Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{name}-", dir=parent))
         # Another run that starts may take it for unused before it is locked.
         with contextlib.suppress(FileNotFoundError):
             lock = (directory / _LOCK).open("w")
@@ -36,7 +41,7 @@ def make_snapshot_directory(parent: str | None, run_id: str) -> tuple[pathlib.Pa
 
 
 def remove_unused(parent: str | None) -> str:
-    """Removes what killed runs left in `parent`, of `make_snapshot_directory`; returns its path."""
+    """Removes what killed runs left in `parent`, of `make_private_directory`; returns its path."""
     if parent is None:
         parent = str(_RAM_DISK) if os.access(_RAM_DISK, os.W_OK) else tempfile.gettempdir()
     for directory in pathlib.Path(parent).glob(f"{_PREFIX}*"):
@@ -45,17 +50,18 @@ def remove_unused(parent: str | None) -> str:
 
 
 def remove_if_unused(directory: pathlib.Path) -> bool:
-    """Removes a directory of `make_snapshot_directory` whose lock nobody holds; whether it is gone.
+    """Removes a directory of `make_private_directory` whose lock nobody holds; whether it is gone.
 
     That of another user stays, and nothing in it is opened. One whose lock is gone, because its
-    removal was cut short, is known by its contents: snapshots and nothing else.
+    removal was cut short, is known by its contents: snapshots, or files of a Ray cluster, and
+    nothing else.
     """
     try:
         found = os.lstat(directory)
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
             return False
         names = {path.name for path in directory.iterdir()} - {_LOCK}
-        is_known = names and all(map(_SNAPSHOT.fullmatch, names))
+        is_known = names and all(map(_CONTENT.fullmatch, names))
         if not is_known and not (directory / _LOCK).exists():
             return False
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -63,6 +69,9 @@ def remove_if_unused(directory: pathlib.Path) -> bool:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The lock goes last: what is left by an end in between is found again.
+            if CLUSTER in names:
+                names.remove(CLUSTER)
+                shutil.rmtree(directory / CLUSTER)
             for name in [*names, _LOCK]:
                 (directory / name).unlink()
             directory.rmdir()

@@ -1,4 +1,4 @@
-"""Directories of snapshots: private, locked, and swept once nobody has them."""
+"""Directories of a run: private, locked, and swept once nobody has them."""
 
 import fcntl
 import os
@@ -8,12 +8,12 @@ import stat
 
 import numpy as np
 
-from asympo_jax.runtime.snapshot_directory import make_snapshot_directory, remove_if_unused
+from asympo_jax.runtime.private_directories import make_private_directory, remove_if_unused
 from asympo_jax.runtime.snapshots import SnapshotStore
 
 
 def test_the_directory_is_private_and_goes_away(tmp_path):
-    directory, lock = make_snapshot_directory(str(tmp_path), "abc")
+    directory, lock = make_private_directory(str(tmp_path), "abc")
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     store = SnapshotStore(directory, "abc")
     store.write(0, {"w": np.zeros(3)})
@@ -23,10 +23,10 @@ def test_the_directory_is_private_and_goes_away(tmp_path):
 
 
 def test_directories_of_killed_runs_are_removed_and_those_in_use_stay(tmp_path):
-    killed, lock = make_snapshot_directory(str(tmp_path), "killed")
+    killed, lock = make_private_directory(str(tmp_path), "killed")
     lock.close()  # what the end of a process does
-    alive, lock = make_snapshot_directory(str(tmp_path), "alive")
-    newest, newest_lock = make_snapshot_directory(str(tmp_path), "newest")
+    alive, lock = make_private_directory(str(tmp_path), "alive")
+    newest, newest_lock = make_private_directory(str(tmp_path), "newest")
     assert (killed.exists(), alive.exists(), newest.exists()) == (False, True, True)
     lock.close()
     newest_lock.close()
@@ -44,7 +44,7 @@ def test_a_directory_that_another_run_removed_before_it_was_locked_is_made_again
         lock_file(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    directory, lock = make_snapshot_directory(str(tmp_path), "abc")
+    directory, lock = make_private_directory(str(tmp_path), "abc")
     with lock:
         assert list(tmp_path.glob("*")) == [directory] != removed
 
@@ -61,7 +61,7 @@ def test_a_directory_whose_removal_was_cut_short_is_removed_and_no_other_one_is(
     linked.mkdir()
     (linked / "v00000007.safetensors").touch()
     (tmp_path / "asympo-link").symlink_to(linked)
-    directory, lock = make_snapshot_directory(str(tmp_path), "newest")
+    directory, lock = make_private_directory(str(tmp_path), "newest")
     with lock:
         assert not cut.exists() and directory.exists()
         assert len(list(foreign.iterdir())) == 2 and empty.exists()
@@ -81,7 +81,7 @@ def test_nothing_of_another_user_is_opened(tmp_path, monkeypatch):
 
 
 def test_the_lock_of_a_directory_is_removed_last(tmp_path, monkeypatch):
-    killed, lock = make_snapshot_directory(str(tmp_path), "killed")
+    killed, lock = make_private_directory(str(tmp_path), "killed")
     (killed / "v00000007.safetensors").touch()
     lock.close()
     unlinked, unlink = [], pathlib.Path.unlink
@@ -105,6 +105,6 @@ def test_a_directory_that_goes_away_while_it_is_made_is_made_again(tmp_path, mon
         return opens(path, *given)
 
     monkeypatch.setattr(pathlib.Path, "open", remove_first)
-    directory, lock = make_snapshot_directory(str(tmp_path), "abc")
+    directory, lock = make_private_directory(str(tmp_path), "abc")
     with lock:
         assert list(tmp_path.iterdir()) == [directory] != removed
