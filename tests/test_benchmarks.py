@@ -6,7 +6,6 @@ What the scripts measure is never asserted.
 import dataclasses
 import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -24,9 +23,14 @@ SCRIPTS = ["sampler", "learner", "end_to_end", "memory", "scaling", "soak"]
 @pytest.fixture(scope="module")
 def load():
     """A module of benchmarks/ by its name; they find each other as scripts do."""
-    sys.path.insert(0, str(BENCHMARKS))
+    find_each_other()
     yield importlib.import_module
     sys.path.remove(str(BENCHMARKS))
+
+
+def find_each_other() -> None:
+    """Lets a process that runs a script find the others."""
+    sys.path.insert(0, str(BENCHMARKS))
 
 
 def test_flops_are_those_counted_by_hand(load):
@@ -136,10 +140,9 @@ def test_a_missing_environment_is_one_sentence_that_says_what_makes_it(load, tmp
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_every_script_says_what_it_does(name):
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_every_script_says_what_it_does(name, runner):
+    done = runner.finish(BENCHMARKS, [sys.executable, "-m", name, "--help"], find_each_other)
+    assert done.code == 0, done.stderr
     assert f"python benchmarks/{name}.py" in done.stdout
 
 
@@ -159,12 +162,11 @@ def test_a_side_that_cannot_go_on_is_reported_and_the_others_are_measured(load, 
 
 
 @pytest.mark.parametrize("script", ["sampler", "sampler --mixed", "learner", "end_to_end"])
-def test_ours_does_a_tiny_run_of_every_task(script, tmp_path):
+def test_ours_does_a_tiny_run_of_every_task(script, runner, tmp_path):
     name, *flags = script.split()
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *flags]
-    command += ["--tiny", "--repeats=1", f"--logs={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", name, *flags, "--tiny", "--repeats=1", f"--logs={tmp_path}"]
+    done = runner.finish(tmp_path, command, find_each_other)
+    assert done.code == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])
     side = record["sides"]["ours"]
     assert side["failure"] is None

@@ -236,8 +236,9 @@ def test_one_process_that_does_all_needs_no_devices_of_samplers():
 
 def test_a_run_whose_samplers_share_a_copy_of_the_parameters_ends_with_the_same(runner, tmp_path):
     """Sampler and evaluator have two simulated devices each, with a half of the parameters."""
-    fields = {"model__num_kv_heads": 2, "num_updates": 2, "eval__process": True}
-    whole = runner.train(tmp_path / "whole", **fields)
-    shared = runner.train(tmp_path / "shared", sampler__devices=2, sampler__tensor=2, **fields)
+    fields = {"model__num_kv_heads": 2, "num_updates": 2}
+    whole = runner.train(tmp_path / "whole", runtime__name="sync", **fields)
+    fields |= {"sampler__devices": 2, "sampler__tensor": 2, "eval__process": True}
+    shared = runner.train(tmp_path / "shared", **fields)
     assert shared.sha == whole.sha
     assert shared.result["eval/accuracy"] == whole.result["eval/accuracy"]

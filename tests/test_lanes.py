@@ -15,7 +15,8 @@ from asympo_jax.sampling import draw_params, generate
 from asympo_jax.sampling import engine as engine_module
 from asympo_jax.types import StopReason
 
-ONE_LAYER = dataclasses.replace(QWEN3, num_layers=1)
+# Two devices can share its vocabulary.
+ONE_LAYER = dataclasses.replace(QWEN3, num_layers=1, vocab_size=8)
 MANY = dataclasses.replace(
     ENGINE, num_prompts=9, group_size=2, max_response_tokens=12, segment=4, stop_ids=(5,)
 )
@@ -114,15 +115,11 @@ def test_devices_that_have_the_parameters_share_the_prompts(lanes, monkeypatch):
     assert len(used) == (4 if lanes else 3)
 
 
-# What two devices can share.
-EVEN = dataclasses.replace(ONE_LAYER, vocab_size=8)
-
-
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
 def test_devices_that_share_a_copy_of_the_parameters_draw_the_same_tokens(temperature, monkeypatch):
-    params = params_of(EVEN)
+    params, engine = params_of(ONE_LAYER), dataclasses.replace(MANY, lanes=4)
     given = (MANY_PROMPTS, MANY_KEYS, draw_params(temperature), LIMITS)
-    expected = generate(EVEN, dataclasses.replace(MANY, lanes=4), params, *given)
+    expected = generate(ONE_LAYER, engine, params, *given)
     decode, parts = engine_module.decode, set()
 
     def watched(*args: Any) -> Any:
@@ -137,7 +134,7 @@ def test_devices_that_share_a_copy_of_the_parameters_draw_the_same_tokens(temper
     shared = sampling.on_devices(params, 4, tensor=2)
     kernel = shared["layer_0"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (8, 6)
-    assert_same(generate(EVEN, dataclasses.replace(MANY, lanes=4), shared, *given), expected)
+    assert_same(generate(ONE_LAYER, engine, shared, *given), expected)
     assert parts == {(2, 1)}, "a device of two has the keys and values of one head of two"
 
 

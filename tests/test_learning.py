@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from model_cases import LLAMA, full_logp, params_of
-from step_cases import STEP, assert_close, copied_params, example_batch
+from step_cases import ONE_LAYER, STEP, assert_close, copied_params, example_batch
 
 from asympo_jax import learning, objectives
 from asympo_jax.learning import OptimizerConfig
@@ -22,8 +22,8 @@ def one_step(name: str, micro_batch: int = 0) -> tuple[Any, dict[str, np.ndarray
     """Parameters after one update of plain SGD at rate 1, metrics and the number of updates."""
     optimizer = optax.sgd(1.0)
     split = dataclasses.replace(STEP, micro_batch=micro_batch)
-    step = learning.make_train_step(LLAMA, objectives.make(name), optimizer, split)
-    state = learning.state_from_params(copied_params(), optimizer)
+    step = learning.make_train_step(ONE_LAYER, objectives.make(name), optimizer, split)
+    state = learning.state_from_params(copied_params(model=ONE_LAYER), optimizer)
     state, metrics = step(state, example_batch())
     return (
         jax.tree.map(np.asarray, state.params),
@@ -38,7 +38,7 @@ def plain_gradient(name: str) -> tuple[Any, Any, dict[str, jax.Array]]:
     batch = jax.tree.map(jnp.asarray, example_batch())
 
     def loss(params):
-        logp_BTV = jax.nn.log_softmax(logits(LLAMA, params, batch.tokens_BT) / STEP.temperature)
+        logp_BTV = jax.nn.log_softmax(logits(ONE_LAYER, params, batch.tokens_BT) / STEP.temperature)
         chosen_BT = jnp.take_along_axis(logp_BTV[:, :-1], batch.tokens_BT[:, 1:, None], axis=2)
         advantage_PG = objectives.group_advantages(batch.reward_PG)
         return objectives.policy_loss(
@@ -51,7 +51,7 @@ def plain_gradient(name: str) -> tuple[Any, Any, dict[str, jax.Array]]:
         )
 
     gradient_of = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (value, metrics), gradient = gradient_of(params_of(LLAMA))
+    (value, metrics), gradient = gradient_of(params_of(ONE_LAYER))
     return value, gradient, metrics
 
 
@@ -59,7 +59,7 @@ def plain_gradient(name: str) -> tuple[Any, Any, dict[str, jax.Array]]:
 def test_a_step_goes_down_the_gradient_of_the_loss_on_the_full_logits(name):
     after, metrics, update = one_step(name)
     value, gradient, expected_metrics = plain_gradient(name)
-    assert_close(after, jax.tree.map(lambda p, g: p - g, params_of(LLAMA), gradient), atol=2e-6)
+    assert_close(after, jax.tree.map(lambda p, g: p - g, params_of(ONE_LAYER), gradient), atol=2e-6)
     np.testing.assert_allclose(metrics["loss"], value, atol=1e-6)
     np.testing.assert_allclose(metrics["grad/norm"], optax.tree.norm(gradient), rtol=1e-4)
     assert metrics["grad/norm"] > 0.01
@@ -88,7 +88,7 @@ def test_a_step_reports_the_metrics_that_others_rely_on():
         metrics["response/length"], batch.drawn_BT.sum(axis=1).mean(), rtol=1e-6
     )
     logp_BTV = jax.nn.log_softmax(
-        logits(LLAMA, params_of(LLAMA), jnp.asarray(batch.tokens_BT)) / 0.8
+        logits(ONE_LAYER, params_of(ONE_LAYER), jnp.asarray(batch.tokens_BT)) / 0.8
     )
     entropy_BT = np.asarray(-(jnp.exp(logp_BTV) * logp_BTV).sum(axis=2))
     expected_entropy = entropy_BT[:, :-1][batch.drawn_BT[:, 1:]].mean()
@@ -97,10 +97,10 @@ def test_a_step_reports_the_metrics_that_others_rely_on():
 
 def test_a_missing_need_is_refused_before_any_update():
     optimizer = optax.sgd(1.0)
-    step = learning.make_train_step(LLAMA, objectives.make("grpo"), optimizer, STEP)
+    step = learning.make_train_step(ONE_LAYER, objectives.make("grpo"), optimizer, STEP)
     batch = dataclasses.replace(example_batch(), behaviour_logp_BT=None)
     with pytest.raises(ValueError, match="'grpo' needs behaviour log-probs"):
-        step(learning.state_from_params(copied_params(), optimizer), batch)
+        step(learning.state_from_params(copied_params(model=ONE_LAYER), optimizer), batch)
 
 
 def test_learning_makes_rewarded_responses_likelier_and_takes_over_the_state():
@@ -128,11 +128,11 @@ def test_learning_makes_rewarded_responses_likelier_and_takes_over_the_state():
 
 def test_a_new_state_starts_at_update_zero_with_the_given_parameters():
     optimizer = learning.make_optimizer(OptimizerConfig(learning_rate=1e-3))
-    state = learning.state_from_params(copied_params(), optimizer)
+    state = learning.state_from_params(copied_params(model=ONE_LAYER), optimizer)
     assert state.update == 0
-    jax.tree.map(np.testing.assert_array_equal, state.params, params_of(LLAMA))
+    jax.tree.map(np.testing.assert_array_equal, state.params, params_of(ONE_LAYER))
     shapes = jax.eval_shape(
-        lambda key: learning.init_state(LLAMA, optimizer, key), jax.random.key(0)
+        lambda key: learning.init_state(ONE_LAYER, optimizer, key), jax.random.key(0)
     )
     assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state

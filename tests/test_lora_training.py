@@ -69,7 +69,7 @@ def test_the_step_holds_no_second_copy_of_the_base():
     assert memory.temp_size_in_bytes < num_bytes / 2
 
 
-@pytest.mark.parametrize("name", ["asympo", "m2po", "decoupled_ppo"])
+@pytest.mark.parametrize("name", ["m2po", "decoupled_ppo"])
 def test_no_split_into_micro_batches_changes_an_update_of_adapters(name):
     optimizer = optax.sgd(1.0)
     options: dict[str, Any] = {"limit": 3.0} if name == "m2po" else {}

@@ -28,7 +28,7 @@ FIELDS |= {"sampler__record_behaviour_logp": True}
 def recorded(runner, tmp_path_factory) -> Finished:
     """A run that was resumed after three of its six updates."""
     workdir = tmp_path_factory.mktemp("runs") / "recorded"
-    runner.train(workdir, num_updates=3, **FIELDS)
+    runner.train(workdir, num_updates=3, runtime__name="sync", **FIELDS)
     return runner.train(workdir, **FIELDS)
 
 

@@ -82,7 +82,6 @@ def test_a_platform_that_is_not_there_is_told_in_a_sentence(runner, tmp_path):
     [
         (signal.SIGINT, 130, "interrupted"),
         (signal.SIGTERM, 75, "stopped as asked after update"),
-        (signal.SIGHUP, 75, "stopped as asked after update"),
     ],
 )
 def test_a_run_listens_on_no_socket_and_a_signal_ends_it_and_leaves_nothing_behind(

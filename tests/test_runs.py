@@ -3,11 +3,10 @@
 import datetime
 import json
 import shutil
-import signal
 import sys
 
 import pytest
-from tiny_runs import TIMEOUT_S, TINY, Finished, cut_back, metrics_lines, processes_about, wait_for
+from tiny_runs import TINY, Finished, cut_back, metrics_lines, processes_about, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +66,13 @@ def test_a_run_ends_with_a_sentence_on_its_bottleneck_and_the_share_of_the_ideal
     assert 0 < one_sampler.result["pipeline/ideal_fraction"] <= 1
 
 
-def test_a_queue_of_one_batch_holds_any_lag_and_changes_no_bit(one_sampler, runner, tmp_path):
-    run = runner.train(tmp_path / "run", queue__capacity=4, sampler__prompts_per_lease=2)
-    wide = runner.train(tmp_path / "wide", sampler__prompts_per_lease=2)
-    assert run.sha == wide.sha
-    assert max(line["queue/depth"] for line in run.metrics[1:]) <= 4
+def test_neither_a_queue_of_one_batch_nor_a_second_sampler_changes_a_bit(runner, tmp_path):
+    fields = {"sampler__prompts_per_lease": 2}
+    narrow = runner.train(tmp_path / "narrow", queue__capacity=4, **fields)
+    two = runner.train(tmp_path / "two", sampler__count=2, **fields)
+    assert narrow.sha == two.sha
+    assert all(line["grad/norm"] > 0 for line in two.metrics[1:])
+    assert max(line["queue/depth"] for line in narrow.metrics[1:]) <= 4
 
 
 def test_rollouts_are_readable_and_say_how_late_they_are(one_sampler):
@@ -88,14 +89,20 @@ def test_rollouts_are_readable_and_say_how_late_they_are(one_sampler):
     assert names == [f"update_{update:08d}.jsonl" for update in (1, 3, 6)]
 
 
-def test_one_sampler_two_samplers_and_one_process_end_with_the_same_bits(
+def test_one_process_told_the_config_that_a_run_leaves_ends_with_the_same_bits(
     one_sampler, runner, tmp_path
 ):
-    two = runner.train(tmp_path / "two", sampler__count=2)
-    alone = runner.train(tmp_path / "alone", runtime__name="sync")
-    assert two.sha == one_sampler.sha
+    command = [sys.executable, "-m", "asympo_jax.train", f"--workdir={tmp_path / 'alone'}"]
+    command.append(f"--config={one_sampler.workdir / 'config.json'}")
+    alone = runner.finish(tmp_path / "alone", [*command, "--config.runtime.name=sync"])
     assert all(line["grad/norm"] > 0 for line in one_sampler.metrics[1:])
     assert alone.sha == one_sampler.sha
+    ran, left = (
+        json.loads((workdir / "config.json").read_text())
+        for workdir in (alone.workdir, one_sampler.workdir)
+    )
+    left["runtime"]["name"] = "sync"
+    assert ran == left
 
 
 def test_lag_0_ends_with_the_same_bits_as_the_synchronous_loop_and_lag_2_does_not(
@@ -131,39 +138,35 @@ def test_grpo_gets_behaviour_log_probs_and_asympo_runs_without_any(one_sampler, 
 def test_a_longer_run_carries_on_from_the_checkpoint_and_ends_with_the_same_bits(
     one_sampler, runner, tmp_path
 ):
-    half = runner.train(tmp_path / "run", num_updates=3)
-    whole = runner.train(tmp_path / "run", num_updates=6)
+    half = runner.train(tmp_path / "run", num_updates=3, runtime__name="sync")
+    whole = runner.train(tmp_path / "run", num_updates=6, runtime__name="sync")
     assert half.result and whole.sha == one_sampler.sha
     assert [line["update"] for line in whole.metrics] == list(range(7))
     assert whole.metrics[-1]["tickets/trained"] == 6 * TINY["prompts_per_update"]
 
 
-def test_a_killed_run_in_completion_order_trains_each_ticket_once(runner, tmp_path):
-    fields = {"order": "completion", "num_updates": 40, "checkpoint__every_updates": 4}
+def test_a_killed_run_in_completion_order_kept_others_out_and_trains_each_ticket_once(
+    runner, tmp_path
+):
+    fields = {"order": "completion", "num_updates": 100_000, "checkpoint__every_updates": 4}
     process = runner.start(tmp_path / "run", **fields)
-    wait_for(lambda: len(metrics_lines(tmp_path / "run")) > 14, process)
-    process.kill()
-    process.communicate()
+    try:
+        wait_for(lambda: len(metrics_lines(tmp_path / "run")) > 6, process)
+        second = runner.train(tmp_path / "run", **fields)
+    finally:
+        process.kill()
+        process.communicate()
+    assert second.code == 75
+    assert f"is in use by the run with process id {process.pid}" in second.error
     assert not (tmp_path / "run" / "result.json").exists()
-    resumed = runner.train(tmp_path / "run", **fields)
-    assert [line["update"] for line in resumed.metrics] == list(range(41))
-    last = resumed.metrics[-1]
-    assert last["tickets/trained"] == last["tickets/issued"] == 40 * TINY["prompts_per_update"]
+    num_updates = len(metrics_lines(tmp_path / "run")) + 8
+    resumed = runner.train(tmp_path / "run", **{**fields, "num_updates": num_updates})
+    assert [line["update"] for line in resumed.metrics] == list(range(num_updates + 1))
+    last, num_tickets = resumed.metrics[-1], num_updates * TINY["prompts_per_update"]
+    assert last["tickets/trained"] == last["tickets/issued"] == num_tickets
     assert max(line["lag/max"] for line in resumed.metrics[1:]) <= TINY["lag"]
     assert not processes_about(tmp_path)
     assert not list(runner.snapshots.iterdir()), "the killed run's snapshots are left"
-
-
-def test_a_second_run_on_a_workdir_in_use_is_refused_by_the_process_that_has_it(runner, tmp_path):
-    process = runner.start(tmp_path / "run", num_updates=100_000)
-    try:
-        wait_for(lambda: len(metrics_lines(tmp_path / "run")) > 1, process)
-        second = runner.train(tmp_path / "run", num_updates=100_000)
-        assert second.code == 75
-        assert f"is in use by the run with process id {process.pid}" in second.error
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=TIMEOUT_S)
 
 
 def test_a_run_that_was_stopped_before_its_result_was_written_writes_it_when_called_again(
@@ -186,13 +189,6 @@ def test_another_config_on_the_same_workdir_is_refused_by_name(one_sampler, runn
     other = runner.train(one_sampler.workdir, objective__name="spo")
     assert other.code == 2
     assert "objective.name='spo'" in other.error and "'asympo'" in other.error
-
-
-def test_the_config_that_a_run_leaves_starts_the_same_run(one_sampler, runner, tmp_path):
-    command = [sys.executable, "-m", "asympo_jax.train", f"--workdir={tmp_path / 'again'}"]
-    command.append(f"--config={one_sampler.workdir / 'config.json'}")
-    again = runner.finish(tmp_path / "again", command)
-    assert again.sha == one_sampler.sha
 
 
 def test_evaluate_prints_greedy_and_sampled_accuracy_of_the_last_checkpoint(one_sampler, runner):
