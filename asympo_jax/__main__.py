@@ -7,11 +7,10 @@
 the verb; 2 if there is none of that name.
 """
 
-import difflib
 import runpy
 import sys
 
-from asympo_jax import __version__
+from asympo_jax import __version__, nearest
 
 VERBS = {
     "train": "train, or carry a run on that was stopped",
@@ -32,7 +31,10 @@ def main() -> int:
     verb, *rest = sys.argv[1:] or [""]
     if verb in VERBS:
         sys.argv = [f"asympo {verb}", *rest]
-        runpy.run_module(f"asympo_jax.{verb}", run_name="__main__", alter_sys=True)
+        if not sys.flags.safe_path:
+            sys.path.insert(0, "")  # the current folder, as `python -m` has it and a script not
+        names = {"PROGRAM": f"asympo {verb}"}
+        runpy.run_module(f"asympo_jax.{verb}", names, run_name="__main__", alter_sys=True)
         return 0
     if verb in _HELP:
         sys.stdout.write(_usage())
@@ -40,9 +42,7 @@ def main() -> int:
     if verb == "--version":
         sys.stdout.write(f"asympo_jax {__version__}\n")
         return 0
-    near = difflib.get_close_matches(verb, VERBS, n=1)
-    meant = f" (did you mean {near[0]!r}?)" if near else ""
-    what = f"there is no verb {verb!r}{meant}" if verb else "a verb is missing"
+    what = f"there is no verb {verb!r}{nearest.hint(verb, VERBS)}" if verb else "a verb is missing"
     sys.stderr.write(f"error: {what}; asympo --help lists them\n")
     return 2
 

@@ -109,6 +109,46 @@ def open_checkpoints(
     )
 
 
+def take_up(
+    config: ExperimentConfig,
+    parts: Parts,
+    workdir: pathlib.Path,
+    store: SnapshotStore,
+    checkpointer: Checkpointer,
+    check: Callable[[], None],
+    mesh: jax.sharding.Mesh | None,
+    lockstep: Lockstep,
+) -> tuple[TrainState, int]:
+    """The state to go on from, whose snapshots are written; updates skipped in a row before.
+
+    Args:
+        config: the experiment.
+        parts: its task and model.
+        workdir: of the run.
+        store: where the snapshots go.
+        checkpointer: whose newest checkpoint it is taken from, if there is one.
+        check: called now and then; raises to end a run that cannot go on.
+        mesh: where the state lies.
+        lockstep: with the other processes.
+    """
+    latest = checkpointer.latest()
+    place = {"snapshots": str(store.directory), "run_id": store.run_id}
+    lockstep.announce("state", update=-1 if latest is None else latest, **place)
+    if latest is not None:
+        like = states.state_like(config, parts, workdir, checkpointer, mesh)
+        restored = checkpointer.restore(like, config.pacing.prompts_per_update)
+        publish(store, restored.state.base, restored.snapshots)
+        return restored.state, restored.skipped
+
+    def check_both() -> None:
+        interrupts.raise_if_received()
+        check()
+
+    state = first_state(config, parts, workdir, check_both, mesh, lockstep)
+    publish(store, state.base, {0: state.params})
+    return state, 0
+
+
 def first_state(
     config: ExperimentConfig,
     parts: Parts,

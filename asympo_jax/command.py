@@ -7,6 +7,7 @@ another command has the workdir · 130 interrupted · 143 terminated before it c
 """
 
 import contextlib
+import difflib
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from asympo_jax import config as config_module
 from asympo_jax import help_text, interrupts
@@ -27,6 +28,12 @@ from asympo_jax.progress import say
 _DEFAULT_CONFIG = config_module.__file__
 _CONFIG_FLAG = "config"
 _HELP = ("--help", "-help", "-h", "--helpshort")
+# What absl, or Python, says of a flag's value of a wrong type -> what it must be.
+_KINDS = {
+    "invalid literal for int": "a whole number",
+    "could not convert string to float": "a number",
+    "Non-boolean argument": "true or false",
+}
 
 _CONFIG_HELP = (
     "Config file, such as configs/arithmetic.py, or the config.json of a run; without it, the "
@@ -63,15 +70,12 @@ def fields_given() -> dict[str, Any]:
     return given
 
 
-_GOES_ON = "the same command carries on from the last checkpoint"
-
-
-def run(main: Callable[[], None], advice: str = _GOES_ON) -> None:
+def run(main: Callable[[], None], advice: str = interrupts.CARRIES_ON) -> None:
     """Parses the flags, calls `main`, and ends the process with its exit code.
 
     Args:
         main: the program.
-        advice: to the person who stopped it.
+        advice: to the person who stopped it, until the program advises otherwise.
     """
     app.run(lambda _: _guard(main, advice), flags_parser=_parse)
 
@@ -129,9 +133,11 @@ def _guard(main: Callable[[], None], advice: str) -> None:
     except RunFailed as error:
         _leave(str(error), error.exit_code)
     except interrupts.Terminated:
-        _leave(f"terminated; {advice}", STOPPED if interrupts.is_saved() else TERMINATED)
+        _leave(
+            f"terminated; {interrupts.advice()}", STOPPED if interrupts.is_saved() else TERMINATED
+        )
     except KeyboardInterrupt:
-        _leave(f"interrupted; {advice}", INTERRUPTED)
+        _leave(f"interrupted; {interrupts.advice()}", INTERRUPTED)
 
 
 def _parse(arguments: list[str]) -> list[str]:
@@ -142,9 +148,10 @@ def _parse(arguments: list[str]) -> list[str]:
         sys.exit(0)
     has_config = _CONFIG_FLAG in flags.FLAGS
     own_options: dict[str, str] = {}
-    try:
+    with refusals():
         if has_config:
             arguments, own_options = _own_options(_with_config(arguments))
+    try:
         with _as_argv(arguments):
             rest = flags.FLAGS(arguments)
         if has_config:
@@ -177,19 +184,29 @@ def _as_argv(arguments: list[str]) -> Iterator[None]:
 
 def _unknown_field(message: str) -> str:
     """What ml_collections says of a field that is not there, as a sentence."""
-    names = re.findall(r"\w[\w.]*", message)
-    meant = re.search(r"[Dd]id you mean \W*(\w+)", message)
-    return (
-        f"the config has no field {names[0] if names else message!r}"
-        + (f" (did you mean {meant[1]!r}?)" if meant else "")
-        + "; asympo_jax/defaults.py lists all fields"
-    )
+    found = re.search(r"lookup: ([\w.]+)", message) or re.search(r"(\w[\w.]*)", message)
+    name = found[1] if found else message
+    fields: dict[str, list[str]] = {}  # by their last word
+    defaults: Any = default_config()
+    for section, value in defaults.items():
+        fields.setdefault(section, []).append(repr(section))
+        for field in value if isinstance(value, ConfigDict) else ():
+            fields.setdefault(field, []).append(repr(f"{section}.{field}"))
+    near = difflib.get_close_matches(name.rpartition(".")[2], fields, n=1, cutoff=0.7)
+    meant = f" (did you mean {' or '.join(fields[near[0]])}?)" if near else ""
+    return f"the config has no field {name!r}{meant}; docs/config.md lists all fields"
 
 
 def _flag_words(message: str) -> str:
     """What absl says of a wrong flag, as a sentence."""
     if "Traceback" in message:  # of a config file; its last line says why
         return re.sub(r"^[\w.]+: ", "", message.strip().splitlines()[-1])
+    wrong = re.match(r"flag --([\w.]+)=(.*?): (.*)", message, re.S)
+    kinds = [kind for reason, kind in _KINDS.items() if wrong and reason in wrong[3]]
+    if wrong and kinds:
+        is_field = wrong[1].startswith(f"{_CONFIG_FLAG}.")
+        name = wrong[1].partition(".")[2] if is_field else f"--{wrong[1]}"
+        return f"{name}={wrong[2]!r}: must be {kinds[0]}"
     required = re.search(r"Flag --(\w+) must have a value other than None", message)
     if required:
         return f"--{required[1]} is required"

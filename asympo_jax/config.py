@@ -16,6 +16,7 @@ from asympo_jax import devices, objectives, schedule
 from asympo_jax.defaults import default_config
 from asympo_jax.learning import OptimizerConfig, WarmupConfig
 from asympo_jax.models import PRESETS, LoraConfig, ModelConfig
+from asympo_jax.objectives.trial import try_out
 from asympo_jax.outputs import CheckpointConfig, LogConfig
 from asympo_jax.sections import (
     EvalConfig,
@@ -113,6 +114,9 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
     ModelConfig(vocab_size=1, **model)  # refuses a wrong shape now
     _check_source(config, model)
     stall_s, lease_s = config.runtime.stall_s, config.runtime.lease_s
+    step = schedule.step_of(config, objective, pacing, learner)
+    if config.objective.name not in objectives.names():
+        _try_out(config, objective)
     source = config.to_dict()
     warmup = config.warmup.to_dict()
     warmup_dir, warmup_seed = warmup.pop("dir"), warmup.pop("seed")
@@ -123,7 +127,7 @@ def resolve(config: ml_collections.ConfigDict) -> ExperimentConfig:
         pacing=pacing,
         queue_capacity=capacity,
         objective=objective,
-        step=schedule.step_of(config, objective, pacing, learner),
+        step=step,
         task_name=task_name,
         task_options=task_options,
         reward=_reward(config),
@@ -231,6 +235,15 @@ def _objective(config: ml_collections.ConfigDict) -> objectives.Objective:
         longest = float(config.sampler.max_response_tokens)
         return dataclasses.replace(objective, constant=longest)
     return objective
+
+
+def _try_out(config: ml_collections.ConfigDict, objective: objectives.Objective) -> None:
+    """Refuses an objective of the user's own that no batch of this size can be trained with."""
+    recorded: tuple[objectives.Need, ...] = (
+        ("behaviour",) if config.sampler.record_behaviour_logp else ()
+    )
+    num_responses = config.prompts_per_update * config.group_size
+    try_out(config.objective.name, objective, num_responses, config.group_size, recorded)
 
 
 def _set_fields(section: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from asympo_jax.runtime import placement
 from asympo_jax.runtime.compilation import keep_compiled
 from asympo_jax.runtime.evaluator import EvaluatorLoop
 from asympo_jax.sampling import make_place
+from asympo_jax.tasks import RewardError
 
 
 def main() -> int:
@@ -31,6 +32,9 @@ def main() -> int:
         loop.run(experiment.make_evaluate(given.config, parts), read_policy)
     except placement.NoDevice as error:
         loop.fail(str(error))
+        return 1
+    except RewardError as error:  # a fault of what others wrote, whose words say all
+        loop.fail(f"RewardError: {error}")
         return 1
     except Exception as error:
         loop.fail(f"{type(error).__name__}: {error}")

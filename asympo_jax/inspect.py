@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from asympo_jax.printable import visible
 from asympo_jax.report import rollouts
 from asympo_jax.report.rollouts import Sample
+from asympo_jax.runtime.files import not_a_run
 
 _RANGES = {"reward": float, "tokens": int, "lag": int}
 _ORDERS = ("update", *_RANGES)
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m asympo_jax.inspect",
+        prog=globals().get("PROGRAM", "python -m asympo_jax.inspect"),  # `asympo` gives its own
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -123,7 +124,7 @@ def _show(parsed: argparse.Namespace) -> str:
         raise ValueError(f"{directory}: is not a directory")
     files = rollouts.files(directory)
     if not files and not (directory / "config.json").exists():
-        raise ValueError(f"{directory}: is not the directory of a run, no config.json")
+        raise ValueError(f"{directory}: {not_a_run(directory)}")
     samples, num_unreadable = [], 0
     for update, path in files.items():
         if first <= update <= last:

@@ -23,6 +23,9 @@ END_S = 9.0  # for an end in good order
 # A scheduler signals the whole group, and a wrapper passes its signal on: that is one signal.
 _SAME_S = 1.0
 _LEAVE_S = 2.0  # for an end at once: what cleans up, or standard error, may hang
+# Advice to a person who stopped a run before it could save.
+CARRIES_ON = "the same command carries on from the last checkpoint"
+BEGINS_ANEW = "no update was saved, so the same command begins anew"
 _SAVED = 0  # the number of no signal: all is saved
 
 
@@ -48,6 +51,7 @@ class _Ending:
         end_s: seconds that an end in good order may take.
         asked: what it was called instead of.
         saved: whether nothing is left to save.
+        advice: to the person whose process ends before all is saved.
         told: descriptor that wakes the thread.
         is_held: whether nothing is raised now.
     """
@@ -59,6 +63,7 @@ class _Ending:
         self.grace_s = self.end_s = END_S
         self.asked: type[BaseException] | None = None
         self.saved = False
+        self.advice = ""
         self.told = -1
         self.is_held = False
 
@@ -70,14 +75,14 @@ def install(advice: str = "", end_s: float = END_S) -> None:
     """From now on these signals end the process; one that it was told to ignore stays ignored.
 
     Args:
-        advice: to the person whose process has to end at once.
+        advice: to the person whose process ends before all is saved.
         end_s: seconds that an end in good order may take.
     """
-    _ending.end_s = end_s
+    _ending.advice, _ending.end_s = advice, end_s
     heard, _ending.told = os.pipe()
     os.set_blocking(_ending.told, False)
     signal.set_wakeup_fd(_ending.told, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(heard, advice), name="signals", daemon=True).start()
+    threading.Thread(target=_watch, args=(heard,), name="signals", daemon=True).start()
     for number in _KINDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _handle)
@@ -86,6 +91,16 @@ def install(advice: str = "", end_s: float = END_S) -> None:
 def allow(end_s: float) -> None:
     """From now on an end in good order may take so many seconds."""
     _ending.end_s = end_s
+
+
+def advise(advice: str) -> None:
+    """From now on this is what a person is told whose process ends before all is saved."""
+    _ending.advice = advice
+
+
+def advice() -> str:
+    """What that person is told now."""
+    return _ending.advice
 
 
 def raise_if_received() -> None:
@@ -188,14 +203,14 @@ def _handle(number: int, frame: object) -> None:
         raise kind
 
 
-def _watch(heard: int, advice: str) -> None:
+def _watch(heard: int) -> None:
     """Ends the process at a second signal, or when the time that the first one gave is up."""
     first, is_saved, deadline, since = _SAVED, False, float("inf"), 0.0
     while True:
         left_s = None if not first else max(0.0, deadline - time.monotonic())
         if not select.select([heard], [], [], left_s)[0]:
             state = "in its last steps, all is saved" if is_saved else "not in time"
-            _leave(first, is_saved, f"{state}; {advice}")
+            _leave(first, is_saved, f"{state}; {_ending.advice}")
         for number in os.read(heard, 64):
             if number == _SAVED:
                 is_saved = True
@@ -216,7 +231,7 @@ def _watch(heard: int, advice: str) -> None:
                 # A closing terminal may send several.
                 number != signal.SIGHUP and time.monotonic() - since >= _SAME_S
             ):
-                _leave(number, is_saved, f"at once; {advice}")
+                _leave(number, is_saved, f"at once; {_ending.advice}")
 
 
 def _tell_asked(number: int, given_s: float) -> None:

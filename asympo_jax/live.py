@@ -42,9 +42,16 @@ _GLYPHS = {
 
 
 @contextlib.contextmanager
-def progress(config: ExperimentConfig) -> Iterator[Progress]:
-    """Tells how a run goes: within it in a view on a terminal, else in lines."""
+def progress(config: ExperimentConfig, resumed_at: int) -> Iterator[Progress]:
+    """Tells how a run goes: within it in a view on a terminal, else in lines.
+
+    Args:
+        config: the experiment.
+        resumed_at: update from whose checkpoint it carries on; 0 if it begins.
+    """
     num_updates, stream = config.pacing.num_updates, sys.stderr
+    if resumed_at:
+        say(f"carries on from the checkpoint of update {resumed_at}")
     say("training begins; learner and samplers compile their programs before the first update")
     if not is_wanted(stream, os.environ):
         yield Progress(num_updates)

@@ -26,6 +26,7 @@ from asympo_jax.runtime.serving import Client
 from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.runtime.supervisor import Supervisor
 from asympo_jax.settings import ExperimentConfig
+from asympo_jax.tasks import RewardError
 
 _TRIES, _TRY_S = 4, 0.05  # to remove snapshots, and the time between
 _GONE_S = 2.0  # from the end of a pipe to the end of a process that does not end by itself
@@ -150,7 +151,7 @@ class Arguments:
 
 
 def sample(given: Arguments, client: Client) -> bool:
-    """The work of a sampler, until the run ends; False if its platform is not there."""
+    """The work of a sampler until the run ends; False if it has no device, or a reward fails."""
     sampler = given.config.sampler
     # XLA sizes its thread pool when the first array is made: pin before.
     placement.pin(placement.sampler_cores(given.cores, given.index, sampler.cores))
@@ -162,6 +163,9 @@ def sample(given: Arguments, client: Client) -> bool:
         loop.run(client.fail)
     except placement.NoDevice as error:
         client.fail(str(error))
+        return False
+    except RewardError as error:  # a fault of what others wrote, whose words say all
+        client.fail(f"RewardError: {error}")
         return False
     except Exception as error:
         client.fail(f"{type(error).__name__}: {error}")

@@ -66,10 +66,6 @@ class Progress:
                 "right"
             )
 
-    def resume(self, update: int) -> None:
-        """Shows where a run carries on."""
-        say(f"carries on from the checkpoint of update {update}")
-
     def update(
         self,
         update: int,

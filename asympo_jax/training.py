@@ -13,18 +13,18 @@ from typing import IO, Any
 
 import jax
 
-from asympo_jax import beginning, environment, experiment, interrupts, live, states, workdirs
+from asympo_jax import beginning, environment, experiment, interrupts, live, workdirs
 from asympo_jax.endings import Diverged, RunFailed, failures
 from asympo_jax.hosts import ALONE, Hosts
 from asympo_jax.initial import check_initial
 from asympo_jax.learning import TrainState
 from asympo_jax.loops import cadence_of, make_learner, make_publisher, make_writer
 from asympo_jax.processes import Launcher
-from asympo_jax.progress import Progress, say, say_left_out
+from asympo_jax.progress import say, say_left_out
 from asympo_jax.runtime import placement
 from asympo_jax.runtime.admission import Admission
 from asympo_jax.runtime.broker import Broker
-from asympo_jax.runtime.checkpoint import Checkpointer, CheckpointRefused
+from asympo_jax.runtime.checkpoint import CheckpointRefused
 from asympo_jax.runtime.compilation import Compilations
 from asympo_jax.runtime.evaluations import (
     EvaluationLog,
@@ -122,12 +122,15 @@ def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
     config.check_installed()
     say_left_out(parts.task)
     workdirs.check_writable("workdir", workdir)
+    workdirs.check(workdir, config, prompts)  # before the lock leaves a file in another's directory
     if config.warmup.num_steps:
         workdirs.check_writable("warmup.dir", workdirs.warmup_directory(config, workdir))
     if config.snapshot_dir is not None:
         workdirs.check_writable("runtime.snapshot_dir", pathlib.Path(config.snapshot_dir))
     if config.compilation_cache:
         workdirs.check_writable("runtime.compilation_cache", pathlib.Path(config.compilation_cache))
+    has_saved = bool(workdirs.checkpoint_updates(workdir))
+    interrupts.advise(interrupts.CARRIES_ON if has_saved else interrupts.BEGINS_ANEW)
     lock = workdirs.lock(workdir)
     try:
         return Prepared(config, parts, workdir, workdirs.prepare(workdir, config, prompts), lock)
@@ -170,14 +173,17 @@ class _Run:
             )
             evaluations = self._start_processes(stack, broker, all_cores)
             stack.callback(broker.close)
-            state, skipped = self._first_state(checkpointer, broker)
+            state, skipped = beginning.take_up(
+                config, self.parts, self.workdir, self.store, checkpointer,
+                broker.raise_if_closed, self.mesh, self.hosts.lockstep,
+            )  # fmt: skip
             writer = make_writer(config, self.workdir, int(state.update))
             stack.callback(writer.close)
             broker.open(int(state.update))
-            progress = stack.enter_context(live.progress(config))
+            progress = stack.enter_context(live.progress(config, int(state.update)))
             bounds = (config.eval.max_waiting, config.eval.deadline_s)
             log = EvaluationLog(evaluations, writer, progress.evaluated, say, *bounds)
-            self._request_first(log, state, progress)
+            self._request_first(log, state)
             log.collect()
             publisher = make_publisher(
                 config, self.store, self.workdir, broker, int(state.update), skipped
@@ -196,6 +202,8 @@ class _Run:
                 config, self.parts, self.store, broker, publisher, writer, progress, log,
                 compilations, save, checkpointer.check, self.mesh, self.hosts.lockstep,
             )  # fmt: skip
+            # From here on a first signal has the state saved.
+            interrupts.advise(interrupts.CARRIES_ON)
             with interrupts.asking(broker.close, config.checkpoint.grace_s):
                 state = learner.run(state)
                 save(state)
@@ -251,13 +259,12 @@ class _Run:
         stack.callback(evaluator.stop)
         return evaluator
 
-    def _request_first(self, log: EvaluationLog, state: TrainState, progress: Progress) -> None:
+    def _request_first(self, log: EvaluationLog, state: TrainState) -> None:
         """Asks for the evaluation before training, or for those that a resumed run still lacks."""
         update = int(state.update)
         if update == 0:
             log.request(0, state.policy)
             return
-        progress.resume(update)
         # The newest first: those that do not fit are the older ones. The last one comes by itself.
         known = log.writer.evaluated
         for version in reversed(self.store.versions()):
@@ -265,23 +272,3 @@ class _Run:
             if due and version not in known and version < self.config.pacing.num_updates:
                 # With the base that the state has: the store would read another onto the device.
                 log.request(version, state.decoder(self.store.read(version)))
-
-    def _first_state(self, checkpointer: Checkpointer, broker: Broker) -> tuple[TrainState, int]:
-        """The state to go on from, whose snapshots are written; updates skipped in a row before."""
-        config, latest = self.config, checkpointer.latest()
-        place = {"snapshots": str(self.store.directory), "run_id": self.run_id}
-        self.hosts.lockstep.announce("state", update=-1 if latest is None else latest, **place)
-        if latest is not None:
-            like = states.state_like(config, self.parts, self.workdir, checkpointer, self.mesh)
-            restored = checkpointer.restore(like, config.pacing.prompts_per_update)
-            beginning.publish(self.store, restored.state.base, restored.snapshots)
-            return restored.state, restored.skipped
-
-        def check() -> None:
-            interrupts.raise_if_received()
-            broker.raise_if_closed()
-
-        lockstep = self.hosts.lockstep
-        state = beginning.first_state(config, self.parts, self.workdir, check, self.mesh, lockstep)
-        beginning.publish(self.store, state.base, {0: state.params})
-        return state, 0

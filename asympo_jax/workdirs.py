@@ -20,7 +20,7 @@ import ml_collections
 
 from asympo_jax.config import from_plain, read_json
 from asympo_jax.endings import InUse, RunFailed
-from asympo_jax.runtime.files import replace
+from asympo_jax.runtime.files import not_a_run, replace
 from asympo_jax.settings import ExperimentConfig
 
 # What may change between two calls on one workdir: what ticket order trains is the same, but for
@@ -60,12 +60,10 @@ _RESULT = {
 }
 
 
-def prepare(
+def check(
     workdir: pathlib.Path, config: ExperimentConfig, prompts_sha256: str | None = None
 ) -> dict[str, Any] | None:
-    """Writes the config into the locked directory; returns the result of a complete run.
-
-    What a run that was killed left half written there is removed.
+    """The result of a complete run in the directory, None if there is none; writes nothing.
 
     Args:
         workdir: the directory.
@@ -73,14 +71,28 @@ def prepare(
         prompts_sha256: of its task's prompts; None for prompts that are not looked at.
 
     Raises:
-        ValueError: it cannot be used or written, has a link that leads out of it, or holds a run
-            of another config or on other prompts.
-        RunFailed: it cannot be written now, as on a full disk.
+        ValueError: it cannot be used, has a link that leads out of it, or holds a run of another
+            config or on other prompts.
     """
     _require_inside(workdir)
     found = result(workdir, config)
     if prompts_sha256 is not None and _has_begun(workdir):
         _require_same_prompts(workdir, config.task_name, prompts_sha256)
+    return found
+
+
+def prepare(
+    workdir: pathlib.Path, config: ExperimentConfig, prompts_sha256: str | None = None
+) -> dict[str, Any] | None:
+    """Checks the locked directory and writes the config there; returns what `check` does.
+
+    What a run that was killed left half written there is removed.
+
+    Raises:
+        ValueError: as `check`, or it cannot be written.
+        RunFailed: it cannot be written now, as on a full disk.
+    """
+    found = check(workdir, config, prompts_sha256)
     for path in [*workdir.glob(".*"), *workdir.glob("rollouts/.*")]:
         if _PARTIAL.fullmatch(path.name):
             path.unlink(missing_ok=True)
@@ -103,7 +115,7 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
         ValueError: it is not the directory of a run, or its config cannot be used.
     """
     if not (workdir / "config.json").is_file():
-        raise ValueError(f"workdir={workdir}: is not the directory of a run, no config.json")
+        raise ValueError(f"workdir={workdir}: {not_a_run(workdir)}")
     return from_plain(read_json(workdir / "config.json"))
 
 

@@ -14,7 +14,7 @@ PACKAGE = "asympo_jax"
 
 # A room is a module of the package, or a folder of modules. A new room gets its line here.
 ROOMS_OF_FLOOR = {
-    0: ("types", "import_path", "printable"),
+    0: ("types", "import_path", "nearest", "printable"),
     1: ("objectives", "models", "tasks", "tokenizers", "hf_tokenizer"),
     2: ("sampling", "learning"),
     3: ("runtime",),

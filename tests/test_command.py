@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from floors import ROOMS_OF_FLOOR
@@ -75,6 +76,38 @@ def test_the_help_of_a_verb_has_an_example_all_flags_in_words_and_the_exit_codes
         name, *words = flag.split()
         assert len(words) > 1, f"{name} is not explained"
     assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("option", "word"), [([], "must be an asympo_jax.objectives.Objective"), (["-P"], "No module")]
+)
+def test_the_installed_command_finds_modules_as_python_m_does(tmp_path, option, word):
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    module, function = project["project"]["scripts"]["asympo"].split(":")
+    script = tmp_path / "bin" / "asympo"
+    script.parent.mkdir()
+    script.write_text(f"import sys\nfrom {module} import {function}\nsys.exit({function}())\n")
+    (tmp_path / "of_my_own.py").write_text("nothing = 3\n")
+    flags = ["--config.objective.name=of_my_own:nothing", f"--workdir={tmp_path / 'run'}"]
+    command = [sys.executable, *option, str(script), "train", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and word in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["asympo_jax", "inspect"], "asympo inspect"),
+        (["asympo_jax.inspect"], "python -m asympo_jax.inspect"),
+    ],
+)
+def test_a_verb_speaks_of_itself_as_it_was_called(words, name):
+    command = [sys.executable, "-m", *words, "DIR", "--max_rewrad=0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"usage: {name} ")
+    assert done.stderr.splitlines()[-1].startswith(f"{name}: error: ")
 
 
 def test_a_run_without_a_workdir_is_found_again_by_the_same_command(runner, tmp_path):

@@ -211,11 +211,14 @@ def test_the_default_config_is_the_lab_record_of_the_arithmetic_task():
 
 
 COMMANDS = [
-    (["--config.objective.name=nope"], "objective.name='nope'"),
-    (["--config.no_such_field=1"], "no_such_field"),
-    (["--config.lag=many"], "lag"),
+    (["--config.objective.name=aysmpo"], "objective.name='aysmpo' (did you mean 'asympo'?): must"),
+    (
+        ["--config.learning_rate=1"],
+        "(did you mean 'optimizer.learning_rate' or 'warmup.learning_rate'?); docs/config.md",
+    ),
+    (["--config.lag=many"], "error: lag='many': must be a whole number"),
     (["--config.eval.num_prompts=100000"], "eval.num_prompts=100000"),
-    (["--config=no_such_file.py"], "no_such_file.py"),
+    (["--config=no_such_file.py"], "error: --config=no_such_file.py: 'no_such_file.py' is not a"),
     (["--config=no_such_file.json"], "no_such_file.json"),
     (["--config", "no_such_file.json"], "no_such_file.json"),
     (["--config.task.num_terms=9"], "task.num_terms=9"),
@@ -259,7 +262,7 @@ def test_a_workdir_that_holds_something_else_is_refused(runner, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     code, stderr = train(runner, tmp_path)
     assert code == 2 and "holds 'notes.txt' and no config.json" in stderr
-    assert [path.name for path in tmp_path.iterdir() if path.name[0] != "."] == ["notes.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_workdir_that_cannot_be_used_is_refused(runner, tmp_path):

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from full_disks import no_room
 
-from asympo_jax import training, workdirs
+from asympo_jax import beginning, workdirs
 from asympo_jax.config import default_config, resolve
 from asympo_jax.endings import InUse, RunFailed
 from asympo_jax.runtime import metrics
 from asympo_jax.runtime.events import EventWriter
 from asympo_jax.runtime.files import Lines, replace
+from asympo_jax.runtime.lockstep import Lockstep
 from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
 from asympo_jax.tokenizers import CharTokenizer
 from asympo_jax.types import Group
@@ -79,10 +80,10 @@ def test_a_hugging_face_directory_that_turns_out_to_be_broken_is_one_sentence(
     monkeypatch.setattr("asympo_jax.beginning.initial_params", broken)
     config = dataclasses.replace(CONFIG, hf_dir=tmp_path)
     nothing: Any = None
-    run = training._Run(config, nothing, tmp_path, nothing, "run")
     checkpointer: Any = types.SimpleNamespace(latest=lambda: None)
+    given = (config, nothing, tmp_path, nothing, checkpointer, lambda: None, None, Lockstep())
     with pytest.raises(RunFailed, match="not finite"):
-        run._first_state(checkpointer, nothing)
+        beginning.take_up(*given)
 
 
 def test_metrics_that_cannot_be_written_are_told_once_counted_and_written_later(tmp_path):

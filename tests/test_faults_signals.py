@@ -11,7 +11,7 @@ import types
 from typing import Any
 
 import pytest
-from tiny_runs import TIMEOUT_S
+from tiny_runs import TIMEOUT_S, TINY
 
 from asympo_jax import endings, interrupts, processes, training
 from asympo_jax.config import default_config, resolve
@@ -312,3 +312,24 @@ def test_a_process_that_ends_by_itself_removes_what_a_killed_learner_left(tmp_pa
     monkeypatch.setattr(processes.time, "sleep", wait)
     processes.remove_left_behind(directory)
     assert waits == [True] and not directory.exists()
+
+
+def test_who_stops_a_run_is_told_whether_it_begins_anew(tmp_path):
+    fields = {**TINY, "runtime.name": "sync", "runtime.snapshot_dir": str(tmp_path / "snapshots")}
+    config = default_config()
+    config.update_from_flattened_dict(fields)
+    training.prepare(resolve(config), tmp_path / "run").lock.close()
+    assert interrupts.advice() == interrupts.BEGINS_ANEW
+    (tmp_path / "run" / "checkpoints" / "3").mkdir(parents=True)
+    training.prepare(resolve(config), tmp_path / "run").lock.close()
+    assert interrupts.advice() == interrupts.CARRIES_ON
+
+
+def test_who_ends_a_process_at_once_is_told_the_newest_advice():
+    started = program("""
+        interrupts.install('carry on', 0.1)
+        interrupts.advise('begin anew')
+        hang()
+    """)
+    started.send_signal(signal.SIGINT)
+    assert started.communicate(timeout=TIMEOUT_S)[1].endswith("not in time; begin anew\n")

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from asympo_jax import workdirs
 from asympo_jax.inspect import main
 
 HOSTILE = "a\x1b[2J\r\x9b31m\u202e\u2028b\nupdate 99 · reward 1"
@@ -45,6 +46,22 @@ def chosen(capsys, *arguments):
     """The responses in the order in which they are printed."""
     lines = inspect(capsys, *arguments, "--json").splitlines()
     return [json.loads(line)["response"] for line in lines]
+
+
+def test_a_folder_of_runs_is_refused_with_their_names(tmp_path, capsys):
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    words = f"{tmp_path}: is not the directory of a run, no config.json; the runs in it are "
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {words}'a', 'b'\n"
+    with pytest.raises(ValueError, match=r"; the runs in it are 'a', 'b'$"):
+        workdirs.read_config(tmp_path)
+    for number in range(9):
+        (tmp_path / f"c{number}").mkdir()
+        (tmp_path / f"c{number}" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r" 'c5' and 3 more$"):
+        workdirs.read_config(tmp_path)
 
 
 @pytest.mark.parametrize(

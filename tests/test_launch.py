@@ -158,6 +158,16 @@ def test_a_failed_training_ends_quickstart_with_its_stage(clone: Clone):
     assert len(clone.calls_with("-m asympo_jax")) == 1
 
 
+@pytest.mark.parametrize("code", [75, 130, 143])
+def test_a_training_that_was_stopped_ends_quickstart_with_its_code_and_no_failure(
+    clone: Clone, code: int
+):
+    clone.add_python("python3", "3.12", train=f"exit {code}")
+    result = clone.run("quickstart.sh")
+    assert_fails_with(result, "Stopped in this", "ASymPO", "same command carries on", code=code)
+    assert len(clone.calls_with("-m asympo_jax")) == 1
+
+
 def test_a_failed_check_does_not_hide_the_others(clone: Clone):
     python = clone.add_python("python3", "3.12")
     text = python.read_text().replace(

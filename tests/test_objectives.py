@@ -1,5 +1,6 @@
 """Objectives by name: their options, what they need, and what is refused."""
 
+import dataclasses
 import functools
 import inspect
 import sys
@@ -108,7 +109,7 @@ ASPO = ["clip_low", "clip_high", "cap"]
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("asimpo", {}, "objective.name='asimpo': must be one of ['reinforce', 'gpg', 'spo'"),
+        ("asimpo", {}, "objective.name='asimpo' (did you mean 'asympo'?): must be one of ['rein"),
         ("spo", {"beta": 1}, "objective.beta is not an option of objective.name='spo', which has"),
         ("gpg", {"alpha": 1}, "objective.alpha is not an option of objective.name='gpg', which"),
         ("topr", {"cap": 1.0}, "objective.cap is not an option of objective.name='topr', which"),
@@ -149,7 +150,9 @@ ASPO = ["clip_low", "clip_high", "cap"]
         ),
         ("grpo", {"kl_coefficient": INFINITE}, "objective.kl_coefficient=inf: must be finite"),
         ("no_such_module:x", {}, "objective.name='no_such_module:x': cannot be imported"),
-        ("my_objectives:absent", {}, "objective.name='my_objectives:absent': cannot be imported"),
+        ("no_such_module:x", {}, "; its folder must be the current one or on PYTHONPATH"),
+        ("my_objectives:absent", {}, "my_objectives.py has no 'absent'"),
+        ("my_objectives:mind", {}, "my_objectives.py has no 'mind' (did you mean 'mine'?)"),
         (":x", {}, "objective.name=':x': cannot be imported"),
         ("my_objectives:scaled", {}, "must be an asympo_jax.objectives.Objective"),
         ("my_objectives:mine", {"floor": 1}, "objective.floor is not an option"),
@@ -203,6 +206,31 @@ def test_wrong_shapes_are_refused_instead_of_broadcast(wrong, message, as_for_us
     with pytest.raises(ValueError) as error:
         policy_loss(objectives.make("reinforce"), **{**ARRAYS, "group_size": 3, **wrong})
     assert message in str(error.value)
+
+
+B, T = ARRAYS["mask_BT"].shape
+OF_A_WEIGHT = f"must be [B, T] = ({B}, {T}) or [B, 1] = ({B}, 1)"
+
+
+@pytest.mark.parametrize(
+    ("field", "function", "message"),
+    [
+        ("weight", lambda batch: batch.logp_BT.mean(0), f"has shape ({T},), {OF_A_WEIGHT}"),
+        ("weight", lambda batch: batch.logp_BT.mean(1), f"has shape ({B},), {OF_A_WEIGHT}"),
+        ("weight", lambda batch: batch.logp_BT[:1], f"has shape (1, {T}), {OF_A_WEIGHT}"),
+        ("weight", lambda batch: 1.0, f"has shape (), {OF_A_WEIGHT}"),
+        ("weight", lambda batch: batch.mask_BT, "has dtype bool, must be a floating-point one"),
+        ("advantage", lambda x_B: x_B[:, None], f"has shape ({B}, 1), must be [B] = ({B},)"),
+    ],
+)
+def test_what_an_objective_returns_is_refused_unless_it_has_the_shape(
+    field, function, message, as_for_users
+):
+    objective = objectives.Objective("mine", weights.reinforce)
+    objective = dataclasses.replace(objective, **{field: function})
+    with pytest.raises(ValueError) as error:
+        policy_loss(objective, **ARRAYS, group_size=3)
+    assert str(error.value) == f"the {field} of objective 'mine' {message}"
 
 
 def test_the_public_signatures_are_those_of_the_design():

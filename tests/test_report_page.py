@@ -1,5 +1,6 @@
 """The page of a report: what it shows, that it needs nothing else, and that it trusts no text."""
 
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -12,7 +13,7 @@ from asympo_jax import environment
 from asympo_jax.report import rollouts, times
 from asympo_jax.report.__main__ import main
 from asympo_jax.report.details import load_details
-from asympo_jax.report.records import load_run
+from asympo_jax.report.records import Run, load_run
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[2J\u202e&amp; \"'"
 START = 1_800_000_000.0
@@ -112,6 +113,14 @@ def test_a_page_shows_pictures_answers_before_and_after_and_what_ran(page):
     for words in ("reward 0", "reward 1", "c0ffee+changes", "jax 0.10.2", "2 × cpu", "8 GiB"):
         assert words in page.text
     assert "optax None" not in page.text
+
+
+def test_the_sentence_on_the_bottleneck_has_medians_and_says_so(tmp_path):
+    names = ("time/update_s", "time/sample_s", "time/train_s", "pipeline/ideal_fraction")
+    names += ("idle/learner", "idle/sampler")
+    lines = [dict.fromkeys(names, value) | {"update": value} for value in (1.0, 2.0, 9.0)]
+    found = dataclasses.replace(details(full_run(tmp_path / "a")), run=Run("a", {}, lines, None))
+    assert "bottleneck: in the median an update took 2 s" in str(found.bottleneck())
 
 
 def test_a_run_that_left_metrics_alone_has_a_page_that_says_what_is_missing(tmp_path):

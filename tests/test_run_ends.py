@@ -25,6 +25,7 @@ def test_the_first_failure_ends_the_run_with_its_cause_and_nothing_is_left(
     run = runner.train(tmp_path / "run", task__name=f"tasks_for_tests:{task}")
     assert run.code == 1
     assert run.error.startswith("error: ")
+    assert "Traceback" not in run.stderr, "nothing of the program is at fault"
     assert all(word in run.error for word in words), run.error
     assert not (run.workdir / "result.json").exists()
     assert not list(runner.snapshots.iterdir())

@@ -237,7 +237,8 @@ def test_dynamic_sampling_filters_what_it_does_not_train_and_goes_on_after_a_sto
     whole = runner.train(tmp_path / "whole", **fields)
     cut_back(whole, tmp_path / "run", update=3)
     run = runner.train(tmp_path / "run", **fields)
-    assert "carries on from the checkpoint of update 3" in run.stderr
+    told = "carries on from the checkpoint of update 3\ntraining begins; "
+    assert told in run.stderr
     last = run.metrics[-1]
     assert (last["tickets/trained"], last["tickets/filtered"]) == (24, 12)
     assert last["tickets/issued"] == 36

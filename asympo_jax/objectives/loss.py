@@ -1,5 +1,8 @@
 """The one loss: `− Agg_it[ sg(w_it) · A_i · logp_it ]`, and β · k3 to a reference if asked."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -39,8 +42,8 @@ def policy_loss(
         `objective.report`. An empty mask gives 0.
 
     Raises:
-        ValueError: an array that the objective needs is missing, one has a wrong shape, or B is no
-            multiple of G.
+        ValueError: an array that the objective needs is missing, one has a wrong shape, B is no
+            multiple of G, or what the objective returns has a wrong shape or type.
     """
     num_responses = logp_BT.shape[0]
     if group_size < 1 or num_responses % group_size:
@@ -59,10 +62,12 @@ def policy_loss(
             raise ValueError(f"{name}: shape {x.shape}, must be that of logp_BT, {logp_BT.shape}")
     dtype = reduction_dtype(logp_BT)
     advantage_B = advantage_B.astype(dtype)
+    changed_B = objective.advantage(advantage_B)
+    _require(objective, "advantage", changed_B, {"[B]": advantage_B.shape})
     batch = PolicyBatch(
         logp_BT=logp_BT.astype(dtype),
         mask_BT=mask_BT,
-        advantage_B=objective.advantage(advantage_B),
+        advantage_B=changed_B,
         totals=batch_totals(mask_BT, advantage_B, group_size),
         **{name: None if x is None else x.astype(dtype) for name, x in others.items()},
     )
@@ -85,7 +90,8 @@ def token_weight(objective: Objective, batch: PolicyBatch) -> Float[Array, "B T"
     """The objective's weight of every token, gradient stopped, 0 outside the mask.
 
     Raises:
-        ValueError: an array that the objective needs is missing.
+        ValueError: an array that the objective needs is missing, or its weight is none of real
+            numbers, [B, T] or [B, 1].
     """
     for need in objective.needs:
         if getattr(batch, f"{need}_logp_BT") is None:
@@ -93,7 +99,27 @@ def token_weight(objective: Objective, batch: PolicyBatch) -> Float[Array, "B T"
                 f"objective {objective.name!r} needs {need} log-probs: {need}_logp_BT is None"
             )
     stopped = jax.tree.map(jax.lax.stop_gradient, batch)
-    return masked(jnp.broadcast_to(objective.weight(stopped), batch.mask_BT.shape), batch.mask_BT)
+    weight = objective.weight(stopped)
+    shape_BT = batch.mask_BT.shape
+    _require(objective, "weight", weight, {"[B, T]": shape_BT, "[B, 1]": (shape_BT[0], 1)})
+    return masked(jnp.broadcast_to(weight, shape_BT), batch.mask_BT)
+
+
+def _require(
+    objective: Objective, what: str, found: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuses what an objective returns if it is not real numbers of one of these shapes."""
+    found = jnp.asarray(found)
+    if found.shape not in shapes.values():
+        allowed = " or ".join(f"{axes} = {shape}" for axes, shape in shapes.items())
+        raise ValueError(
+            f"the {what} of objective {objective.name!r} has shape {found.shape}, must be {allowed}"
+        )
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        raise ValueError(
+            f"the {what} of objective {objective.name!r} has dtype {found.dtype}, must be a "
+            "floating-point one"
+        )
 
 
 def aggregate_loss(

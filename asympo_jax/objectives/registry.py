@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from jaxtyping import Array
 
-from asympo_jax import import_path
+from asympo_jax import import_path, nearest
 from asympo_jax.objectives import ratio_weights as ratio
 from asympo_jax.objectives import weights
 from asympo_jax.objectives.advantages import Center, Scale, shifted, unchanged
@@ -161,8 +161,8 @@ def make(
         objective = _OBJECTIVES[name]
     else:
         raise ValueError(
-            f"objective.name={name!r}: must be one of {list(names())} or an import path like "
-            "'my_module:my_objective'"
+            f"objective.name={name!r}{nearest.hint(name, names())}: must be one of {list(names())} "
+            "or an import path like 'my_module:my_objective'"
         )
     allowed = list(
         dict.fromkeys([*_option_names(objective.weight), *_option_names(objective.advantage)])

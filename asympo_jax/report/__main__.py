@@ -31,7 +31,7 @@ from asympo_jax.report.times import chrome_trace
 def main(arguments: Sequence[str] | None = None) -> int:
     """Reads the runs, prints the table, writes the files; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m asympo_jax.report",
+        prog=globals().get("PROGRAM", "python -m asympo_jax.report"),  # `asympo` gives its own
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -49,9 +49,9 @@ class Details:
         update, sample, train, ideal, learner, sampler = map(statistics.median, finite)
         slower = "samplers were" if sample > train else "learner was"
         return (
-            f"The {slower} the bottleneck: an update took {update:.3g} s, sampling its groups "
-            f"{sample:.3g} s, training on them {train:.3g} s, which is {ideal:.2f} of the ideal. "
-            f"The learner waited {learner:.0%} of the time, samplers {sampler:.0%}."
+            f"The {slower} the bottleneck: in the median an update took {update:.3g} s, sampling "
+            f"its groups {sample:.3g} s, training on them {train:.3g} s, which is {ideal:.2f} of "
+            f"the ideal. The learner waited {learner:.0%} of the time, samplers {sampler:.0%}."
         )
 
     def _newest_start(self) -> float:

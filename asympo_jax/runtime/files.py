@@ -12,6 +12,7 @@ import pathlib
 _FLAGS = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _MODE = 0o666  # less the umask
 _MAX_WAITING = 10_000  # lines
+_MAX_RUNS = 8  # that a sentence names
 
 
 def replace(path: pathlib.Path, text: str) -> None:
@@ -31,6 +32,16 @@ def replace(path: pathlib.Path, text: str) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def not_a_run(directory: pathlib.Path) -> str:
+    """What is said of a directory without a run's config.json: what it is not, and runs in it."""
+    runs = [path.parent.name for path in sorted(directory.glob("*/config.json"))]
+    words = "is not the directory of a run, no config.json"
+    if not runs:
+        return words
+    more = f" and {len(runs) - _MAX_RUNS} more" if len(runs) > _MAX_RUNS else ""
+    return f"{words}; the runs in it are {', '.join(map(repr, runs[:_MAX_RUNS]))}{more}"
 
 
 class Lines:

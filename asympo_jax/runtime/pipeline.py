@@ -60,10 +60,10 @@ class PipelineShares:
         larger = "samplers" if self.sample_s > self.train_s else "learner"
         verb = "were" if larger == "samplers" else "was"
         return (
-            f"the {larger} {verb} the bottleneck: an update took {self.update_s:.3g} s, sampling "
-            f"its groups {self.sample_s:.3g} s, training on them {self.train_s:.3g} s, which is "
-            f"{self.ideal_fraction:.2f} of the ideal pipeline; the learner waited "
-            f"{self.wait_s / self.update_s:.0%}, samplers {self.sampler_idle:.0%}"
+            f"the {larger} {verb} the bottleneck: in the mean an update took "
+            f"{self.update_s:.3g} s, sampling its groups {self.sample_s:.3g} s, training on them "
+            f"{self.train_s:.3g} s, which is {self.ideal_fraction:.2f} of the ideal pipeline; the "
+            f"learner waited {self.wait_s / self.update_s:.0%}, samplers {self.sampler_idle:.0%}"
         )
 
 

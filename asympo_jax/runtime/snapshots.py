@@ -67,7 +67,7 @@ class SnapshotStore:
     ):
         """A store; nothing is read or written yet."""
         self.directory = pathlib.Path(directory)
-        self._run_id = run_id
+        self.run_id = run_id
         self._dtype: ParamsDtype = dtype
         self._part, self.num_parts = part, num_parts
         self._written = written
@@ -171,7 +171,7 @@ class SnapshotStore:
 
     def _manifest(self, version: int | None, part: int, num_parts: int) -> dict[str, str]:
         """What a file says of itself."""
-        return {"run_id": self._run_id, "version": str(version), "part": f"{part} of {num_parts}"}
+        return {"run_id": self.run_id, "version": str(version), "part": f"{part} of {num_parts}"}
 
     def _files(self) -> list[tuple[pathlib.Path, int, int]]:
         """The files of versions, with the version and of how many parts it is one."""

@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from asympo_jax import import_path
+from asympo_jax import import_path, nearest
 from asympo_jax.tasks.base import Task
 
 _TASKS = {
@@ -30,8 +30,8 @@ def make_task(name: str, **options: Any) -> Task:
     path = name if ":" in name else _TASKS.get(name)
     if path is None:
         raise ValueError(
-            f"task.name={name!r}: must be one of {sorted(_TASKS)} or an import path like "
-            "'my_module:MyTask'"
+            f"task.name={name!r}{nearest.hint(name, _TASKS)}: must be one of {sorted(_TASKS)} or "
+            "an import path like 'my_module:MyTask'"
         )
     found = import_path.load(
         "task.name",
