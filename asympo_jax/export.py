@@ -39,17 +39,20 @@ def main() -> None:
         if _ADAPTERS.value:
             _check_adapters(resolved.lora)
         state = states.load_state(resolved, parts, workdir, _UPDATE.value)
+        like = resolved.hf_dir if _LIKE.value is None else command.directory(_LIKE)
         if _ADAPTERS.value:
             models.save_adapters(parts.model, resolved.lora, state.params, out, resolved.hf_dir)
         else:
             models.save(
                 models.Model(parts.model, models.merge(state.policy)),
                 out,
-                like=resolved.hf_dir if _LIKE.value is None else command.directory(_LIKE),
+                like=like,
                 dtype=_DTYPE.value,
                 stop_ids=parts.task.tokenizer.stop_ids,
             )
     command.tell(f"{out}: {workdir} after {int(state.update)} updates, {_DTYPE.value}\n")
+    if like is None:
+        command.tell("no tokenizer is in it, as the run has no model.hf_dir to copy one from\n")
 
 
 def _check_adapters(lora: models.LoraConfig) -> None:

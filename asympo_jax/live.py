@@ -53,12 +53,14 @@ def progress(config: ExperimentConfig, resumed_at: int) -> Iterator[Progress]:
     if resumed_at:
         say(f"carries on from the checkpoint of update {resumed_at}")
     say("training begins; learner and samplers compile their programs before the first update")
-    if not is_wanted(stream, os.environ):
-        yield Progress(num_updates)
-        return
-    title = f"{config.objective.name} on {config.task_name}, lag {config.pacing.max_lag}"
-    with View(num_updates, title, stream) as view:
-        yield Progress(num_updates, view=view)
+    with contextlib.ExitStack() as stack:
+        view = None
+        if is_wanted(stream, os.environ):
+            title = f"{config.objective.name} on {config.task_name}, lag {config.pacing.max_lag}"
+            view = stack.enter_context(View(num_updates, title, stream))
+        found = Progress(num_updates, view=view)
+        stack.enter_context(found.waiting())
+        yield found
 
 
 def is_wanted(stream: IO[str] | None, environ: Mapping[str, str]) -> bool:

@@ -3,14 +3,16 @@
 import contextlib
 import math
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from asympo_jax.printable import visible
 
 _SECONDS_BETWEEN_LINES = 3.0
 _SECONDS_BETWEEN_VIEWS = 0.25
+_SECONDS_BETWEEN_SIGNS = 15.0  # of life, before the first update
 
 # A prompt, a response to it and its reward.
 Answer = tuple[str, str, float]
@@ -49,12 +51,22 @@ class Progress:
         view: View | None = None,
     ):
         """Nothing is printed yet."""
+        self._begun = threading.Event()
         self._view = view
         self._num_updates = num_updates
         self._clock = clock
         self._first: tuple[float, int] | None = None
         self._printed_at = float("-inf")
         self._accuracy = float("nan")
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Tells within it how long there is no update yet; the caller is held up by compiling."""
+        threading.Thread(target=self._tell_of_waiting, name="waiting", daemon=True).start()
+        try:
+            yield
+        finally:
+            self._begun.set()
 
     def evaluated(self, update: int, found: Mapping[str, float]) -> None:
         """Takes note of an evaluation; shows the one before training."""
@@ -79,6 +91,7 @@ class Progress:
             metrics: of this one.
             answer: one that it trained on, for a view, asked for only when that is drawn.
         """
+        self._begun.set()
         if metrics["update/skipped"]:
             say(
                 f"update {update - 1} is skipped, not all is finite: loss {metrics['loss']:.4g}, "
@@ -104,6 +117,12 @@ class Progress:
             f" · {who_waits(metrics['idle/learner'], metrics['idle/sampler'])}"
             f" · {self._time_left(now, update)}"
         )
+
+    def _tell_of_waiting(self) -> None:
+        """A line now and then until the first update."""
+        start = self._clock()
+        while not self._begun.wait(_SECONDS_BETWEEN_SIGNS):
+            say(f"no update yet: {self._clock() - start:.0f} s so far")
 
     def _time_left(self, now: float, update: int) -> str:
         """An estimate from the pace since the first update."""

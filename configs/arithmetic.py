@@ -10,7 +10,8 @@ old. ASymPO (arXiv:2606.03070) learns; the naive objective (`reinforce`) collaps
         --config.objective.name=reinforce
 
 Hardware: 2 CPU cores, one for the learner and one for the sampler.
-Time: about 25 s of warm-up, once, and 35 s for 200 updates.
+Time: 170 s for the first 200 updates and 96 s with programs that were compiled before, both with
+about 40 s of warm-up, which is done once.
 Expected: accuracy of sampled answers on held-out problems 0.5 before; 0.9 with `asympo`, 0.2 or
 less with `reinforce`. Last bits of sums, and with them these numbers, depend on the machine.
 """

@@ -12,7 +12,8 @@ Installs asympo_jax into an environment of its own, trains on the arithmetic tas
 with REINFORCE, both on samples that are 16 updates old, and draws both into
 WORKDIR/report/curves.png. The same command again goes on where it was stopped.
 
-  WORKDIR       where runs and report go; default: runs/quickstart in the repository
+  WORKDIR       where runs and report go; default: runs/quickstart in the repository. The warm-up of
+                both is kept in runs/warmup there, for your own runs, too
   TRAIN OPTION  goes to both runs, such as --config.num_updates=20
 
   PYTHON        (environment variable) the Python 3.11 or newer to make the environment with
@@ -64,7 +65,7 @@ train() { # OBJECTIVE [TRAIN OPTION]...
   shift
   "$VENV_PYTHON" -m asympo_jax.train --config=configs/arithmetic.py \
     --workdir="$workdir/$objective" --config.objective.name="$objective" \
-    --config.lag=16 --config.order=ticket "$@"
+    --config.lag=16 --config.order=ticket --config.warmup.dir="$ROOT/runs/warmup" "$@"
 }
 
 start_s=$SECONDS

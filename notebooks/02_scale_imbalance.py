@@ -49,7 +49,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from commands import QUICK, RUNS, SMALL, run, show
+from commands import QUICK
 
 from asympo_jax import objectives
 
@@ -588,32 +588,11 @@ for panel in panels:
 plt.show()
 
 # %% [markdown]
-# ## 8. The same with a decoder
-#
-# The quickstart of the repository in short: a decoder of 108,000 parameters, sampler processes
-# beside the learner, answers 16 updates old, 60 updates each. Both start from one warm-up.
-
-# %%
-decoders = RUNS / "imbalance"
-names = ("asympo",) if QUICK else ("reinforce", "asympo")
-for name in names:
-    run(
-        f"python -m asympo_jax.train --config=configs/arithmetic.py --workdir={decoders / name} "
-        f"--config.objective.name={name} --config.warmup.dir={decoders / 'warmup'} "
-        "--config.lag=16 --config.num_updates=60",
-        quick=SMALL,
-    )
-
-# %%
-directories = " ".join(str(decoders / name) for name in names)
-run(f"python -m asympo_jax.report {directories} --out={decoders / 'report'}")
-show(decoders / "report" / "curves.png")
-
-# %% [markdown]
 # ## What this does not show
 #
 # One seed, toy tasks, and learning rates at which `reinforce` suffers: section 6 shows that it
 # bears more staleness at a smaller rate. `asympo` is no protection from any learning rate. Its
 # gradient is about $1/\bar\ell$ times that of `reinforce`, so it needs a clip or a rate of its
 # own. [docs/staleness.md](../docs/staleness.md) has tables over objectives, lags, rates and seeds,
-# and what speaks against them; the next notebook reads them.
+# and what speaks against them; the next notebook reads them. `bash launch/quickstart.sh`
+# shows the collapse with a decoder and sampler processes.

@@ -117,7 +117,10 @@ run(
 # %%
 run(
     "bash launch/tpu_pod.sh run --name=math --zone=us-west4-a --type=v5litepod-16 --spot --dry_run "
-    f"-- --config={config} --workdir=/mnt/runs/math"
+    f"--extra=tpu,data,math -- --config={config} --workdir=/mnt/runs/math "
+    "--config.model.hf_dir=/mnt/models/qwen3 --config.learner.platform=tpu "
+    "--config.learner.visible_devices= --config.learner.fsdp=16 --config.learner.micro_batch=16 "
+    "--config.sampler.platform=cpu --config.sampler.visible_devices="
 )
 
 # %% [markdown]

@@ -136,7 +136,7 @@ def test_quickstart_trains_both_objectives_and_draws_them(clone: Clone, tmp_path
     assert clone.calls_with("-m asympo_jax") == [
         f"-m asympo_jax.train --config=configs/arithmetic.py --workdir={run}/{name} "
         f"--config.objective.name={name} --config.lag=16 --config.order=ticket "
-        "--config.num_updates=2"
+        f"--config.warmup.dir={clone.root}/runs/warmup --config.num_updates=2"
         for name in ("asympo", "reinforce")
     ] + [f"-m asympo_jax.report {run}/asympo {run}/reinforce --out={run}/report"]
     assert result.stdout.splitlines()[-1].endswith(f"{run}/report/curves.png")

@@ -4,15 +4,17 @@ import contextlib
 import io
 import os
 import pty
+import queue
 import re
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from tiny_runs import TIMEOUT_S
 
-from asympo_jax import live
+from asympo_jax import live, progress
 from asympo_jax.progress import Progress, say
 
 METRICS = {
@@ -242,3 +244,20 @@ def test_a_run_on_a_terminal_that_is_interrupted_says_so_below_its_view(runner, 
     *above, last = text.strip().splitlines()
     assert "is saved; the same command carries on" in last
     assert "╰" in above[-1]
+
+
+def test_it_is_told_until_the_first_update_that_there_is_none_yet(monkeypatch):
+    said = queue.Queue()
+    monkeypatch.setattr(progress, "say", said.put)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_SIGNS", 0.01)
+    told = Progress(100)
+    with told.waiting():
+        (thread,) = (one for one in threading.enumerate() if one.name == "waiting")
+        assert said.get(timeout=TIMEOUT_S).startswith("no update yet: ")
+        told.update(1, METRICS)
+        thread.join(TIMEOUT_S)
+        assert not thread.is_alive()
+    with Progress(100).waiting():  # a run that fails before
+        (thread,) = (one for one in threading.enumerate() if one.name == "waiting")
+    thread.join(TIMEOUT_S)
+    assert not thread.is_alive()

@@ -1,5 +1,6 @@
 """The report of runs, from the outside: what it prints, writes and refuses."""
 
+import io
 import json
 import math
 import subprocess
@@ -9,7 +10,7 @@ import matplotlib.image
 import pytest
 from run_cases import config, metrics_line, write_run
 
-from asympo_jax.report import captions
+from asympo_jax.report import captions, figures
 from asympo_jax.report.__main__ import main
 from asympo_jax.report.records import load_run
 
@@ -165,7 +166,7 @@ def test_metrics_that_are_missing_or_odd_still_give_a_report(tmp_path, lines):
 def test_twelve_runs_with_any_names_give_a_report(tmp_path):
     names = [f"数 $\\x{{$ {i}{'long' * (i % 2) * 20}" for i in range(12)]
     runs = [write_run(tmp_path / name, objective="my:$\\x{$") for name in names]
-    assert captions.labels(load(*runs))[0] == f"my:$\\x{{$, {names[0]}"
+    assert captions.labels(load(*runs)) == names
     assert main([str(run) for run in runs]) == 0
 
 
@@ -203,7 +204,32 @@ def test_labels_say_what_differs_and_nothing_else(tmp_path):
     assert captions.labels(load(first, spo)) == ["asympo", "spo"]
     assert captions.labels(load(first, lag)) == ["asympo, lag 16", "asympo, lag 64"]
     assert captions.labels(load(first, seed)) == ["asympo, seed 0", "asympo, seed 1"]
-    assert captions.labels(load(first, again)) == ["asympo, first", "asympo, again"]
+    assert captions.labels(load(first, again)) == ["first", "again"]
+    mine = write_run(tmp_path / "mine", task={"name": "my_tasks:Largest"})
+    assert captions.labels(load(first, mine)) == ["asympo, arithmetic", "asympo, Largest"]
+
+
+def test_an_import_path_is_told_without_its_module_unless_two_end_alike(tmp_path):
+    names = ("asympo", "mine:root", "mine:asympo", "others:asympo")
+    runs = load(*(write_run(tmp_path / name, objective=name) for name in names))
+    assert captions.labels(runs) == ["asympo", "root", "mine:asympo", "others:asympo"]
+    assert captions.labels(runs[1:3]) == ["root", "asympo"]
+    assert captions.title(runs[1:3]) == "root and asympo on arithmetic"
+
+
+def test_runs_are_called_by_as_much_of_the_ends_of_their_paths_as_tells_them_apart(tmp_path):
+    paths = ("x/deep/root", "x/quickstart/asympo", "x/own/asympo")
+    main([str(write_run(tmp_path / path)) for path in paths] + [f"--out={tmp_path / 'out'}"])
+    names = [row["run"] for row in report_rows(tmp_path / "out")]
+    assert names == ["root", "quickstart/asympo", "own/asympo"]
+
+
+def test_a_long_label_and_its_last_accuracy_are_within_the_picture(tmp_path):
+    runs = load(*(write_run(tmp_path / f"{'W' * 40}{i}") for i in range(3)))
+    image = matplotlib.image.imread(io.BytesIO(figures.draw_each(runs)["accuracy"]))[..., :3]
+    assert image[:, -10:].min() == 1.0
+    assert image[:, -40:].min() < 0.8
+    assert image.shape[1] < 1400  # most of the name is left out
 
 
 def test_runs_of_one_objective_differ_in_their_shade(tmp_path):

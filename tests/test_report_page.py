@@ -110,6 +110,7 @@ def test_a_page_shows_pictures_answers_before_and_after_and_what_ran(page):
     pictures = [a["alt"] for tag, a in page.tags if tag == "img"]
     assert len(pictures) == len(set(pictures)) == 7
     assert page.text.index("drawn by the initial parameters") < page.text.index("snapshot 3")
+    assert "update 4 (mean reward of all its responses 0.44), drawn by snapshot 3" in page.text
     for words in ("reward 0", "reward 1", "c0ffee+changes", "jax 0.10.2", "2 × cpu", "8 GiB"):
         assert words in page.text
     assert "optax None" not in page.text
@@ -133,11 +134,13 @@ def test_a_run_that_left_metrics_alone_has_a_page_that_says_what_is_missing(tmp_
 
 
 def test_several_runs_are_columns_and_only_fields_that_differ_are_compared(tmp_path):
-    runs = [full_run(tmp_path / "a"), full_run(tmp_path / "b<", objective="spo", lag=64)]
+    other = {"objective": "spo", "lag": 64, "task": {"name": "my:Own"}}
+    runs = [full_run(tmp_path / "a"), full_run(tmp_path / "b<", **other)]
     assert main([*map(str, runs)]) == 0
     page = read_page(tmp_path / "report")
     fields = page.text[page.text.index("What ran") :].partition("train.py")[0]
     assert "objective.name" in fields and "lag" in fields and "group_size" not in fields
+    assert "taskarithmeticmy:Own" in page.text
     assert page.text.count("b<") >= 4
     trace = json.loads((tmp_path / "report" / "trace.json").read_text())
     names = [e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "process_name"]

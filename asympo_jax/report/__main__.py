@@ -109,9 +109,16 @@ def _names(directories: Sequence[pathlib.Path]) -> tuple[list[str], pathlib.Path
     if len(directories) == 1:
         return [directories[0].resolve().name], directories[0]
     paths = [directory.resolve() for directory in directories]
-    common = pathlib.Path(os.path.commonpath(paths))
-    names = [path.relative_to(common).as_posix() for path in paths]
-    return [common.name if name == "." else name for name in names], common
+    return [_ending(path, paths) for path in paths], pathlib.Path(os.path.commonpath(paths))
+
+
+def _ending(path: pathlib.Path, paths: Sequence[pathlib.Path]) -> str:
+    """The last parts of a path, as few as no other one of `paths` ends in."""
+    for num in range(1, len(path.parts)):
+        ending = path.parts[-num:]
+        if [other.parts[-num:] for other in paths].count(ending) == 1:
+            return "/".join(ending)
+    return str(path)
 
 
 def _write(rows: Sequence[Row], details: Sequence[Details], out: pathlib.Path) -> list[str]:

@@ -1,5 +1,6 @@
 """What runs are called and how they are coloured, the same in every picture."""
 
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,27 +80,26 @@ def text_colour(line: str) -> str:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """The objective and whatever else tells the runs apart, at last their names."""
-    objectives = [run.settings["objective.name"] for run in runs]
-    found = objectives
-    for field, words in (("lag", ", lag {}"), ("order", ", {} order"), ("seed", ", seed {}")):
-        values = [run.settings[field] for run in runs]
+    """The objective and whatever else tells the runs apart; where nothing does, their names."""
+    found = _short([run.settings["objective.name"] for run in runs])
+    others = {
+        ", {}": _short([run.settings["task.name"] for run in runs]),
+        ", lag {}": [run.settings["lag"] for run in runs],
+        ", {} order": [run.settings["order"] for run in runs],
+        ", seed {}": [run.settings["seed"] for run in runs],
+    }
+    for words, values in others.items():
         if len(set(values)) > 1:
             found = [
                 label + words.format(value) for label, value in zip(found, values, strict=True)
             ]
-    if len(set(found)) == len(found):
-        return found
-    return [
-        run.name if objective in run.name else f"{objective}, {run.name}"
-        for objective, run in zip(objectives, runs, strict=True)
-    ]
+    return found if len(set(found)) == len(found) else [run.name for run in runs]
 
 
 def title(runs: Sequence[Run]) -> str:
     """Which objectives on which tasks."""
-    names = list(dict.fromkeys(run.settings["objective.name"] for run in runs))
-    tasks = " and ".join(dict.fromkeys(run.settings["task.name"] for run in runs))
+    names = list(dict.fromkeys(_short([run.settings["objective.name"] for run in runs])))
+    tasks = " and ".join(dict.fromkeys(_short([run.settings["task.name"] for run in runs])))
     count = f"{len(runs)} runs: " if len(runs) > len(names) else ""
     if len(names) > 4:
         return f"{len(runs)} runs of {len(names)} objectives on {tasks}"
@@ -118,6 +118,13 @@ def subtitle(runs: Sequence[Run]) -> str:
         f" · {values('num_updates')} updates of {values('prompts_per_update')} prompts"
         f" × {values('group_size')} responses"
     )
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Import paths without their modules, unless two of them would then be called the same."""
+    last = {name: name.rpartition(":")[2] for name in names}
+    counts = collections.Counter(last.values())
+    return [last[name] if counts[last[name]] == 1 else name for name in names]
 
 
 def _mixed(its: str, shade: int, share: float) -> str:

@@ -17,6 +17,7 @@ from asympo_jax.report.panels import (
     End,
     add_panel,
     count_updates,
+    label_width,
     make_figure,
     save,
     scale_nll,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # matplotlib is slow to load
 
 _WIDTH, _HEIGHT, _DPI = 10.7, 7.4, 150
 _DPI_ALONE = 150
-_MAX_LABEL, _SHORT_LABEL = 32, 20
+_LABEL_HEAD, _LABEL_TAIL = 7, 16  # characters that are kept of a long label
 _SPEED = "throughput/trained_tokens_per_s"
 
 _POSITIVE, _NEGATIVE = "-", (0, (3.5, 1.6))
@@ -55,10 +56,8 @@ def draw(runs: Sequence[Run], path: pathlib.Path) -> None:
         OSError: it cannot be written.
     """
     figure = make_figure(_WIDTH, _HEIGHT)
-    labels = captions.labels(runs)
-    lines = _lines(runs, labels)
-    longest = max(map(len, labels)) + len(": 0.00")
-    panels = _panels(figure, longest if len(runs) > 1 else len("negative"))
+    lines = _lines(runs)
+    panels = _panels(figure, _label_width(lines))
     for panel, paint in zip(
         panels, (_paint_accuracy, _paint_reward, _paint_nll, _paint_balance), strict=True
     ):
@@ -72,10 +71,8 @@ def draw(runs: Sequence[Run], path: pathlib.Path) -> None:
 
 def draw_each(runs: Sequence[Run]) -> dict[str, bytes]:
     """The panels one by one, for narrow screens, and two more: name -> PNG."""
-    labels = [_cut(label, _SHORT_LABEL) for label in captions.labels(runs)]
-    lines, found = _lines(runs, labels), {}
-    longest = max(map(len, labels)) + len(": 0.00")
-    label = 0.3 + 0.072 * max(16, longest)  # inches; notes above a panel need some, too
+    lines, found = _lines(runs), {}
+    label = max(1.45, _label_width(lines))  # notes above a panel need some, too
     for name, paint in _PAINTERS.items():
         figure = make_figure(4.1 + label, 3.5)
         panel = add_panel(figure, 0.75, 0.55, 3.35, 2.35)
@@ -90,18 +87,24 @@ def draw_each(runs: Sequence[Run]) -> dict[str, bytes]:
     return found
 
 
-def _lines(runs: Sequence[Run], labels: Sequence[str]) -> list[_Line]:
+def _lines(runs: Sequence[Run]) -> list[_Line]:
     """Runs with what they look like."""
     window, faintness = _window(runs), 0.3 if len(runs) <= 2 else 0.15
     return [
-        _Line(run, label, colour, window, faintness)
-        for run, label, colour in zip(runs, labels, captions.colours(runs), strict=True)
+        _Line(run, _cut(label), colour, window, faintness)
+        for run, label, colour in zip(
+            runs, captions.labels(runs), captions.colours(runs), strict=True
+        )
     ]
 
 
-def _panels(figure: "Figure", label_characters: int) -> list["Axes"]:
-    """Two by two axes with room for labels at their right."""
-    label = 0.3 + 0.072 * min(label_characters, _MAX_LABEL)  # inches
+def _label_width(lines: Sequence[_Line]) -> float:
+    """Inches that labels need at the right of a panel, with the last accuracy behind them."""
+    return label_width(["negative", *(f"{line.label}: 0.00" for line in lines)])
+
+
+def _panels(figure: "Figure", label: float) -> list["Axes"]:
+    """Two by two axes with so many inches for labels at their right."""
     left, gap, bottom, height, rise = 0.7, 0.65, 0.55, 2.35, 3.3
     width = (_WIDTH - left - gap - 2 * label) / 2
     panels = []
@@ -134,7 +137,7 @@ def _paint_accuracy(panel: "Axes", lines: Sequence[_Line]) -> None:
         high = [min(p + error, max(p, 1.0)) for p, error in zip(shares, errors, strict=True)]
         panel.fill_between(updates, low, high, color=line.colour, alpha=0.15, linewidth=0)
         panel.plot(updates, shares, color=line.colour, linewidth=1.8, marker="o", markersize=3.2)
-        label = f"{_cut(line.label)}: {shares[-1]:.2f}"
+        label = f"{line.label}: {shares[-1]:.2f}"
         ends.append(End(updates[-1], shares[-1], label, line.colour))
         highest = max(highest, *high)
     panel.set_ylim(0, min(1.0, highest * 1.08) if 0 < highest <= 1 else None)
@@ -147,7 +150,7 @@ def _paint_accuracy(panel: "Axes", lines: Sequence[_Line]) -> None:
 
 def _paint_reward(panel: "Axes", lines: Sequence[_Line]) -> None:
     """Mean reward of the groups trained on."""
-    ends = [_plot_smooth(panel, line, "reward/mean", _cut(line.label)) for line in lines]
+    ends = [_plot_smooth(panel, line, "reward/mean", line.label) for line in lines]
     if panel.dataLim.y0 >= 0 and panel.dataLim.y1 > 0:
         panel.set_ylim(bottom=0)
     write_ends(panel, ends)
@@ -163,7 +166,7 @@ def _paint_nll(panel: "Axes", lines: Sequence[_Line]) -> None:
     for line in lines:
         for metric, style in (("nll/positive", _POSITIVE), ("nll/negative", _NEGATIVE)):
             word = metric.partition("/")[2]
-            label = word if alone else _cut(line.label) if style == _POSITIVE else ""
+            label = word if alone else line.label if style == _POSITIVE else ""
             ends.append(_plot_smooth(panel, line, metric, label, style))
     scale_nll(panel, (1, 2, 5))
     write_ends(panel, ends)
@@ -184,7 +187,7 @@ def _paint_balance(panel: "Axes", lines: Sequence[_Line]) -> None:
         ]
         title = "Push and pull, and their sum"
     else:
-        ends = [_plot_smooth(panel, line, "balance/net", _cut(line.label)) for line in lines]
+        ends = [_plot_smooth(panel, line, "balance/net", line.label) for line in lines]
         title = "Push and pull: their sum"
     write_ends(panel, ends)
     note = "0: they cancel"
@@ -203,7 +206,7 @@ def _paint_lags(panel: "Axes", lines: Sequence[_Line]) -> None:
         places = [lag + (number + 0.5) * width - 0.425 for lag in lags]
         panel.bar(places, list(lags.values()), width, color=line.colour)
         common = max(lags, key=lambda lag: lags[lag])
-        label = f"{_cut(line.label)}: {common}" if len(lines) > 1 else f"most: {common}"
+        label = f"{line.label}: {common}" if len(lines) > 1 else f"most: {common}"
         ends.append(End(places[list(lags).index(common)], lags[common], label, line.colour))
     panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
     panel.set_xlabel("lag (updates)", color=INK, size=9.5)
@@ -226,7 +229,7 @@ def _paint_speed(panel: "Axes", lines: Sequence[_Line]) -> None:
         updates, speeds, best = zip(*known, strict=True)
         panel.plot(updates, best, color=line.colour, linestyle=_NEGATIVE, linewidth=1.2)
         panel.plot(updates, speeds, color=line.colour, linewidth=1.7)
-        label = _cut(line.label) if len(lines) > 1 else "reached"
+        label = line.label if len(lines) > 1 else "reached"
         ends.append(End(updates[-1], speeds[-1], label, line.colour))
     panel.set_ylim(bottom=0)
     write_ends(panel, ends)
@@ -266,9 +269,11 @@ def _window(runs: Sequence[Run]) -> int:
     return 1 + 2 * min(10, longest // 40)
 
 
-def _cut(label: str, most: int = _MAX_LABEL) -> str:
-    """A label that fits beside a panel."""
-    return label if len(label) <= most else f"{label[: most - 1]}…"
+def _cut(label: str) -> str:
+    """A label that fits beside a panel; names differ at their ends more often than within."""
+    if len(label) <= _LABEL_HEAD + 1 + _LABEL_TAIL:
+        return label
+    return f"{label[:_LABEL_HEAD]}…{label[-_LABEL_TAIL:]}"
 
 
 _PAINTERS: dict[str, Callable[["Axes", Sequence[_Line]], None]] = {

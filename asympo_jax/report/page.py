@@ -89,8 +89,10 @@ def _answers(details: Sequence[Details]) -> Iterable[str]:
             snapshot = (
                 "the initial parameters" if not first.version else f"snapshot {first.version}"
             )
+            mean = dict(zip(*one.run.series("reward/mean"), strict=True)).get(first.update)
+            all_of_it = "" if mean is None else f" (mean reward of all its responses {mean:.2f})"
             yield (
-                f"<p>Trained on by update {first.update}, drawn by {snapshot}:</p>"
+                f"<p>Trained on by update {first.update}{all_of_it}, drawn by {snapshot}:</p>"
                 "<div class=samples>"
             )
             yield from map(_sample, samples)

@@ -1,10 +1,11 @@
 """What all pictures share: inks, empty panels, and the names of lines where they end."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO, TYPE_CHECKING
 
 from asympo_jax.report import captions
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # matplotlib is slow to load
 
 INK, FAINT_INK, _GRID = "#222222", "#666666", "#e4e4e4"
 _LABEL_POINTS = 9.0
+_LABEL_GAP, _LABEL_MARGIN = 0.11, 0.1  # inches beside a label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +45,16 @@ def save(figure: "Figure", path: pathlib.Path | IO[bytes], dpi: int) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    with warnings.catch_warnings():
-        # Names may have characters that the font lacks; it draws boxes for them.
-        warnings.filterwarnings("ignore", "Glyph .* missing")
+    with _boxes_for_unknown_letters():
         figure.savefig(path, dpi=dpi, format="png")
+
+
+@contextlib.contextmanager
+def _boxes_for_unknown_letters() -> Iterator[None]:
+    """Names may have characters that the font lacks; it draws boxes for them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield
 
 
 def add_panel(figure: "Figure", x: float, y: float, width: float, height: float) -> "Axes":
@@ -100,7 +108,7 @@ def write_ends(panel: "Axes", ends: Sequence[End | None]) -> None:
         panel.annotate(
             end.text,
             xy=(end.x, end.y),
-            xytext=(1 + 0.11 / _inches(panel)[0], y),
+            xytext=(1 + _LABEL_GAP / _inches(panel)[0], y),
             textcoords="axes fraction",
             va="center",
             size=_LABEL_POINTS,
@@ -111,6 +119,19 @@ def write_ends(panel: "Axes", ends: Sequence[End | None]) -> None:
             arrowprops={"arrowstyle": "-", "color": end.colour, "linewidth": 0.9, "linestyle": ":",
                         "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)},
         )  # fmt: skip
+
+
+def label_width(labels: Sequence[str]) -> float:
+    """Inches that the longest label takes at the right of a panel, with what is free beside it."""
+    figure = make_figure(1, 1)
+    with _boxes_for_unknown_letters():
+        widths = [
+            figure.text(0, 0, label, size=_LABEL_POINTS, weight="bold", parse_math=False)
+            .get_window_extent()
+            .width
+            for label in labels
+        ]
+    return _LABEL_GAP + max(widths) / figure.dpi + _LABEL_MARGIN
 
 
 def _spread(wanted: Sequence[float], gap: float) -> list[float]:

@@ -24,6 +24,7 @@ class Row:
     Attributes:
         run: its name.
         objective: name.
+        task: name.
         lag: bound, updates.
         seed: of the run.
         updates: done.
@@ -45,6 +46,7 @@ class Row:
 
     run: str
     objective: str
+    task: str
     lag: int
     seed: int
     updates: int
@@ -76,6 +78,7 @@ def make_row(run: Run) -> Row:
     return Row(
         run=run.name,
         objective=run.settings["objective.name"],
+        task=run.settings["task.name"],
         lag=run.settings["lag"],
         seed=run.settings["seed"],
         updates=run.update,
@@ -98,7 +101,7 @@ def make_row(run: Run) -> Row:
 
 def as_words(row: Row) -> dict[str, str]:
     """A row as text by what it is, with what has no room in the table."""
-    _, *rest = zip(_HEADER, _cells(row), strict=True)
+    _, objective, *rest = zip(_HEADER, _cells(row), strict=True)
     shares = {
         "learner waited": row.idle_learner,
         "samplers waited": row.idle_sampler,
@@ -106,7 +109,12 @@ def as_words(row: Row) -> dict[str, str]:
     }
     more = {name: _text(share, ".0%") for name, share in shares.items()}
     sha256 = (row.parameters_sha256 or _UNKNOWN)[:8]
-    return {**dict(rest), "seed": str(row.seed), **more, "parameters_sha256": sha256}
+    return {
+        **dict([objective, ("task", row.task), *rest]),
+        "seed": str(row.seed),
+        **more,
+        "parameters_sha256": sha256,
+    }
 
 
 def has_collapsed(final: float, best: float) -> bool:

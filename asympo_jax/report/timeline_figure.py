@@ -52,7 +52,7 @@ def draw_timeline(spans: Sequence[Span], path: pathlib.Path | IO[bytes]) -> None
     title = f"Updates {updates[0].update} to {updates[-1].update}, from the middle of the run"
     inches = height + 1.35
     figure.text(0.02, 1 - 0.25 / inches, title, size=11.5, weight="bold", color=INK)
-    note = f"grey: nothing to do{more}"
+    note = f"grey: idle, evaluating or saving{more}"
     figure.text(0.02, 1 - 0.46 / inches, note, size=8.8, color=FAINT_INK)
     x = 0.02
     for what, words in _WORDS.items():
