@@ -6,6 +6,7 @@ import re
 import sys
 from typing import Any
 
+import jax
 import pytest
 from plan_cases import config_of, subject_of
 from tiny_runs import TINY
@@ -34,6 +35,17 @@ def test_the_learners_step_on_a_mesh_lowers_for_cuda():
 def test_a_decode_segment_lowers_for_cuda(dtype):
     traced = traced_decode(subject_of(sampler__params_dtype=dtype))
     assert "stablehlo.while" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_a_decode_segment_is_split_over_the_devices_of_a_copy():
+    subject = subject_of(
+        sampler__devices=2, sampler__tensor=2, model__num_kv_heads=2, eval__process=True
+    )
+    split, whole = (
+        compiled.memory_of(subject, lambda s, d=devices: traced_decode(s, d)).arguments
+        for devices in (jax.devices()[:2], ())
+    )
+    assert 0.5 * whole <= split < 0.6 * whole
 
 
 @pytest.mark.parametrize(
@@ -73,7 +85,7 @@ def test_a_learner_of_one_device_is_planned_on_all_chips():
 
 @pytest.mark.parametrize("traced", [lambda s: traced_step(s, None), traced_decode])
 def test_programs_of_few_layers_say_what_all_of_them_take(traced):
-    subject = subject_of(model__num_layers=8)
+    subject = subject_of(model__num_layers=6)
     found, whole = (of(subject, traced) for of in (compiled.extrapolated, compiled.memory_of))
     assert (found.arguments, found.aliased) == (whole.arguments, whole.aliased)
     assert found.together == pytest.approx(whole.together, rel=0.1)

@@ -225,8 +225,13 @@ def kept_by_heads(mesh: Mesh | None, tree: Any) -> Any:
     """
     if mesh is None:
         return tree
-    place = NamedSharding(mesh, PartitionSpec(None, _RULES["kv_heads"][0]))
+    place = heads_sharding(mesh)
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, place), tree)
+
+
+def heads_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """Where an array lies whose second axis is that of key/value heads."""
+    return NamedSharding(mesh, PartitionSpec(None, _RULES["kv_heads"][0]))
 
 
 def _logical_axes(path: list[str]) -> tuple[str | None, ...]:

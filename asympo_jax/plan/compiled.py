@@ -1,11 +1,11 @@
 """The TPU compiler's own numbers for a slice of TPUs that need not be there.
 
 The compiler comes with the wheel libtpu and runs on the CPU. It is given the learner's step, over
-the chips of the slice, and a decode segment of a sampler on one of them. Layers are unrolled, so
-the time to compile grows with their number. They are also all alike: two programs of few layers
-say what each layer adds, and a line through them what all of them take. They are compiled at the
-same time, with the least effort for speed, which takes a fraction of the usual time: they keep in
-HBM what faster programs may not.
+the chips of the slice, and a decode segment of a sampler on those of one copy of its parameters,
+one unless `sampler.tensor` says more. Layers are unrolled, so the time to compile grows with their
+number. They are also all alike: two programs of few layers say what each layer adds, and a line
+through them what all of them take. They are compiled at the same time, with the least effort for
+speed, which takes a fraction of the usual time: they keep in HBM what faster programs may not.
 """
 
 import concurrent.futures
@@ -85,7 +85,9 @@ def compiled_lines(subject: Subject, wanted: Slice, is_whole: bool) -> Iterator[
     mesh = subject.config.learner.mesh
     section = f"learner's step, compiled for each of {mesh.num_devices} chips of {wanted.name}"
     yield from _lines(section, wanted, subject, is_whole, step_on(devices), _LEARNER_KNOBS)
-    section = f"sampler's decode segment, compiled for a chip of {wanted.name}"
+    tensor = subject.config.sampler.tensor
+    chips = f"each of {tensor} chips" if tensor > 1 else "a chip"
+    section = f"sampler's decode segment, compiled for {chips} of {wanted.name}"
     yield from _lines(section, wanted, subject, is_whole, segment_on(devices), _SAMPLER_KNOBS)
 
 
@@ -103,8 +105,8 @@ def step_on(devices: Any) -> Callable[[Subject], Any]:
 
 
 def segment_on(devices: Any) -> Callable[[Subject], Any]:
-    """A function of a subject to its decode segment on one chip of a slice, traced."""
-    return lambda subject: programs.traced_decode(subject, SingleDeviceSharding(devices[0]))
+    """A function of a subject to its decode segment on the chips of a copy, traced."""
+    return lambda subject: programs.traced_decode(subject, devices)
 
 
 def memory_of(subject: Subject, traced: Callable[[Subject], Any]) -> Memory:

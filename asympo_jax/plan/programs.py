@@ -1,14 +1,16 @@
 """The programs of a run, traced without values: the learner's step and the sampler's decoding."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from asympo_jax import learning, models
+from asympo_jax.models.sharding import AXES, heads_sharding
 from asympo_jax.plan import memory
 from asympo_jax.plan.subject import Subject
 from asympo_jax.sampling import draw_params
@@ -54,17 +56,20 @@ def traced_step(subject: Subject, mesh: Mesh | None, place: Sharding | None = No
     return step.on_packed.trace(*inputs)
 
 
-def traced_decode(subject: Subject, place: Sharding | None = None) -> Any:
-    """A decode segment of a sampler's device, all lanes at work and the cache at its largest.
+def traced_decode(subject: Subject, devices: Sequence[Any] = ()) -> Any:
+    """A decode segment of a copy of the parameters, all lanes at work and the cache at its largest.
 
     Args:
         subject: what is planned.
-        place: the device; None for whichever there is.
+        devices: of which the first have the copy; empty for one, whichever there is.
     """
     engine, sampler = subject.engine, subject.config.sampler
     num_lanes = -(-engine.num_lanes // sampler.num_copies)
+    mesh = None
+    if devices and sampler.tensor > 1:
+        mesh = Mesh(np.array(devices[: sampler.tensor])[None, None], AXES)
     fixed = Fixed(
-        model=subject.model,
+        model=dataclasses.replace(subject.model, mesh=mesh),
         group_size=engine.group_size,
         max_response_tokens=engine.max_response_tokens,
         stop_ids=engine.stop_ids,
@@ -84,8 +89,16 @@ def traced_decode(subject: Subject, place: Sharding | None = None) -> Any:
     lanes = jax.eval_shape(
         lambda params, draw: prefill(fixed, num_columns, params, draw, requests), params, draw
     )
-    enough = jax.ShapeDtypeStruct((), jnp.int32)
-    return decode.trace(fixed, *_at(place, (params, draw, lanes, enough)))
+    inputs = params, draw, lanes, jax.ShapeDtypeStruct((), jnp.int32)
+    if mesh is None:
+        inputs = _at(SingleDeviceSharding(devices[0]) if devices else None, inputs)
+    else:
+        everywhere = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), inputs)
+        heads = jax.tree.map(lambda _: heads_sharding(mesh), (lanes.prompt, lanes.own))
+        its = dataclasses.replace(everywhere[2], prompt=heads[0], own=heads[1])
+        places = models.shardings_of(mesh, params), everywhere[1], its, everywhere[3]
+        inputs = jax.tree.map(_shaped, inputs, places)
+    return decode.trace(fixed, *inputs)
 
 
 def _at(place: Sharding | None, tree: Any) -> Any:
