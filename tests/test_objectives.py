@@ -289,6 +289,13 @@ def my_module(tmp_path, monkeypatch):
     sys.modules.pop("my_objectives", None)
 
 
+def test_the_folder_is_not_blamed_where_a_module_is_there_and_fails(tmp_path, my_module):
+    (tmp_path / "half_done.py").write_text("import no_such_module\n")
+    with pytest.raises(ValueError) as error:
+        objectives.make("half_done:mine")
+    assert str(error.value).endswith("(ModuleNotFoundError: No module named 'no_such_module')")
+
+
 def test_a_users_own_objective_is_found_by_its_import_path(my_module):
     _, _, expected_BT = value_metrics_gradient("reinforce", CASE)
     _, _, gradient_BT = value_metrics_gradient("my_objectives:mine", CASE, factor=3.0)
