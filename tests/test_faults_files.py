@@ -21,6 +21,7 @@ from asympo_jax.runtime.events import EventWriter
 from asympo_jax.runtime.files import Lines, replace
 from asympo_jax.runtime.lockstep import Lockstep
 from asympo_jax.runtime.metrics import MetricsWriter, read_metrics
+from asympo_jax.runtime.snapshots import SnapshotStore
 from asympo_jax.tokenizers import CharTokenizer
 from asympo_jax.types import Group
 
@@ -81,7 +82,8 @@ def test_a_hugging_face_directory_that_turns_out_to_be_broken_is_one_sentence(
     config = dataclasses.replace(CONFIG, hf_dir=tmp_path)
     nothing: Any = None
     checkpointer: Any = types.SimpleNamespace(latest=lambda: None)
-    given = (config, nothing, tmp_path, nothing, checkpointer, lambda: None, None, Lockstep())
+    store = SnapshotStore(tmp_path, "run")
+    given = (config, nothing, tmp_path, store, checkpointer, lambda: None, None, Lockstep())
     with pytest.raises(RunFailed, match="not finite"):
         beginning.take_up(*given)
 
