@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from asympo_jax import config as config_module
 from asympo_jax import help_text, interrupts
@@ -187,10 +187,9 @@ def _unknown_field(message: str) -> str:
     found = re.search(r"lookup: ([\w.]+)", message) or re.search(r"(\w[\w.]*)", message)
     name = found[1] if found else message
     fields: dict[str, list[str]] = {}  # by their last word
-    defaults: Any = default_config()
-    for section, value in defaults.items():
+    for section, value in default_config().to_dict().items():
         fields.setdefault(section, []).append(repr(section))
-        for field in value if isinstance(value, ConfigDict) else ():
+        for field in value if isinstance(value, dict) else ():
             fields.setdefault(field, []).append(repr(f"{section}.{field}"))
     near = difflib.get_close_matches(name.rpartition(".")[2], fields, n=1, cutoff=0.7)
     meant = f" (did you mean {' or '.join(fields[near[0]])}?)" if near else ""

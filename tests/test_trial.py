@@ -42,8 +42,8 @@ def own(tmp_path, monkeypatch):
 def resolved(name, record=False, **options):
     config = default_config()
     config.objective.name, config.sampler.record_behaviour_logp = f"own:{name}", record
-    with config.objective.unlocked():
-        config.objective.update(options)
+    with config.unlocked():
+        config.update({"objective": options})
     return resolve(config).objective
 
 
