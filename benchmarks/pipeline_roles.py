@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import itertools
 import pathlib
+import shutil
 import statistics
 import sys
 import tempfile
