@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from asympo_jax import attempt_mark, devices, interrupts, models, states
+from asympo_jax import devices, interrupts, models, shared_directories, states
 from asympo_jax.endings import RunFailed, failures
 from asympo_jax.experiment import Parts
 from asympo_jax.hosts import Hosts
@@ -37,7 +37,7 @@ def announce(
     if lockstep.is_alone:
         return
     with failures(OSError):
-        attempt_mark.mark(workdir, attempt)
+        shared_directories.mark(workdir, attempt)
     lockstep.announce("begin", config=config.sha256, attempt=attempt)
 
 

@@ -243,7 +243,9 @@ def _try_out(config: ml_collections.ConfigDict, objective: objectives.Objective)
         ("behaviour",) if config.sampler.record_behaviour_logp else ()
     )
     num_responses = config.prompts_per_update * config.group_size
-    try_out(config.objective.name, objective, num_responses, config.group_size, recorded)
+    sampler, group_size = config.sampler, config.group_size
+    num_tokens = sampler.max_prompt_tokens + sampler.max_response_tokens
+    try_out(config.objective.name, objective, num_responses, num_tokens, group_size, recorded)
 
 
 def _set_fields(section: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 
-from asympo_jax import attempt_mark, beginning, experiment, interrupts, loops, states
-from asympo_jax.endings import STOPPED, RunFailed, failures
+from asympo_jax import beginning, experiment, interrupts, loops, shared_directories, states
+from asympo_jax.endings import STOPPED, NotStarted, RunFailed, failures
 from asympo_jax.hosts import Hosts
 from asympo_jax.initial import check_initial
 from asympo_jax.learning import TrainState, make_batch
@@ -43,6 +43,7 @@ def follow(config: ExperimentConfig, workdir: pathlib.Path, hosts: Hosts) -> Non
         ValueError: a config that does not fit the task, or is not that of the first process, or a
             workdir that is not the same directory.
         FirstEnded: the first process ended without a result.
+        NotStarted: this process does not see the directory of the snapshots.
         RunFailed: this one cannot go on.
     """
     try:
@@ -76,7 +77,7 @@ class _Follower:
                 "processes with the same command"
             )
         check = interrupts.raise_if_received
-        if not attempt_mark.is_marked(self.workdir, message["attempt"], check):
+        if not shared_directories.is_marked(self.workdir, message["attempt"], check):
             raise ValueError(
                 f"workdir={self.workdir}: process {self.hosts.index} does not see what process 0 "
                 "wrote there; all hosts must share it"
@@ -121,8 +122,8 @@ class _Follower:
         assert message["type"] == "state", message
         update, directory = message["update"], pathlib.Path(message["snapshots"])
         store = beginning.make_store(self.config, directory, message["run_id"], self.hosts)
-        if store.num_parts > 1 and not attempt_mark.is_there(directory, check):
-            raise ValueError(
+        if store.num_parts > 1 and not shared_directories.is_there(directory, check):
+            raise NotStarted(
                 f"runtime.snapshot_dir={self.config.snapshot_dir!r}: process {self.hosts.index} "
                 "does not see what process 0 made there; give a directory that all hosts share, or "
                 "none, and process 0 writes all"

@@ -63,8 +63,8 @@ class ExperimentConfig:
         max_restarts: times that each sampler is started again in an attempt at the run, counted
             anew once it has handed in 20 leases without a restart.
         snapshot_dir: where snapshots are put; None for the RAM disk. With several processes of the
-            learner it must be a directory that all hosts share, where each writes its part; with
-            None the first process gathers and writes all.
+            learner it must be a directory that all hosts share, where each writes its part; on the
+            RAM disk the first process writes all, which is gathered for it.
         compilation_cache: where compiled programs are kept; None for `$ASYMPO_CACHE/xla`, else
             `~/.cache/asympo_jax/xla`; empty for nowhere.
         source: the resolved ConfigDict as plain data, what `config.json` holds.

@@ -7,7 +7,7 @@
 The same command on the same workdir goes on: what is done is not repeated. Compact results are in
 DIR/results after each run; `python -m asympo_jax.report DIR` makes the table and the pictures.
 Runs are many: configs/staleness.py says how long its studies took. Ctrl-C and SIGTERM let the runs
-at work save and end, which takes checkpoint.grace_s plus 9 s at most; a second one kills them.
+at work save and end, which takes checkpoint.grace_s plus 18 s at most; a second one kills them.
 
 Exit codes: 0 done · 1 a run failed · 2 wrong input · 75 another sweep has the workdir ·
 130 interrupted · 143 terminated, or the terminal was closed.

@@ -93,7 +93,8 @@ class Prepared:
         mesh = beginning.start_learner(self.config, hosts.count)
         environment.record(self.workdir, environment.describe(placement.device_kinds()), say)
         with contextlib.ExitStack() as stack:
-            directory = beginning.enter_directory(stack, self.config.snapshot_dir, run_id)
+            with failures(OSError):
+                directory = beginning.enter_directory(stack, self.config.snapshot_dir, run_id)
             store = beginning.make_store(self.config, directory, run_id, hosts)
             run = _Run(self.config, self.parts, self.workdir, store, run_id, mesh, hosts)
             try:
@@ -129,14 +130,19 @@ def prepare(config: ExperimentConfig, workdir: pathlib.Path) -> Prepared:
         workdirs.check_writable("runtime.snapshot_dir", pathlib.Path(config.snapshot_dir))
     if config.compilation_cache:
         workdirs.check_writable("runtime.compilation_cache", pathlib.Path(config.compilation_cache))
-    has_saved = bool(workdirs.checkpoint_updates(workdir))
-    interrupts.advise(interrupts.CARRIES_ON if has_saved else interrupts.BEGINS_ANEW)
+    _advise(workdir)
     lock = workdirs.lock(workdir)
     try:
         return Prepared(config, parts, workdir, workdirs.prepare(workdir, config, prompts), lock)
     except Exception:
         lock.close()
         raise
+
+
+def _advise(workdir: pathlib.Path) -> None:
+    """Says what to do after an end at once: there is a checkpoint to carry on from, or none."""
+    has_saved = bool(workdirs.checkpoint_updates(workdir))
+    interrupts.advise(interrupts.CARRIES_ON if has_saved else interrupts.BEGINS_ANEW)
 
 
 @dataclasses.dataclass
@@ -197,13 +203,16 @@ class _Run:
                 self.hosts.lockstep.announce("save")
                 checkpointer.save(state, *given, publisher.skipped)
 
+            def check_saved() -> None:
+                checkpointer.check()
+                if interrupts.advice() == interrupts.BEGINS_ANEW:
+                    _advise(self.workdir)
+
             stack.callback(publisher.close, _STOP_TIMEOUT_S)
             learner = make_learner(
                 config, self.parts, self.store, broker, publisher, writer, progress, log,
-                compilations, save, checkpointer.check, self.mesh, self.hosts.lockstep,
+                compilations, save, check_saved, self.mesh, self.hosts.lockstep,
             )  # fmt: skip
-            # From here on a first signal has the state saved.
-            interrupts.advise(interrupts.CARRIES_ON)
             with interrupts.asking(broker.close, config.checkpoint.grace_s):
                 state = learner.run(state)
                 save(state)

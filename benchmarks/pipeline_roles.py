@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import itertools
 import pathlib
+import shutil
 import statistics
 import sys
 import tempfile
@@ -221,7 +222,7 @@ def serve_learner(arguments: argparse.Namespace) -> None:
             writer.close()
             told = stopwatch.excess_of_odd_blocks() if in_turn else stopwatch.medians()
             print(told, flush=True)
-        SnapshotStore(snapshots, "run").remove()
+        shutil.rmtree(snapshots, ignore_errors=True)
 
 
 def _start(arguments: argparse.Namespace, half: int) -> tuple[Any, Any, Any]:

@@ -36,7 +36,7 @@ ROOMS_OF_FLOOR = {
         "initial",
         "beginning",
         "following",
-        "attempt_mark",
+        "shared_directories",
         "cluster",
         "hosts",
         "workdirs",

@@ -11,7 +11,7 @@ import pytest
 from several_processes import asked, flags, free_port, in_environment, killed, run, signalled, slurm
 from tiny_runs import cut_back
 
-from asympo_jax import attempt_mark
+from asympo_jax import shared_directories
 from asympo_jax.cluster import Cluster
 from asympo_jax.endings import InUse
 from asympo_jax.following import _Writing
@@ -71,18 +71,19 @@ def test_two_processes_carry_on_a_run_of_one_end_with_75_and_are_carried_on_by_o
 ):
     workdir = tmp_path / "run"
     cut_back(one, workdir, 3)
+    fields = {**FIELDS, "runtime__snapshot_dir": None}  # the first process gathers and writes all
     befores = {0: asked(2), 1: signalled(signal.SIGTERM, 1)}
-    ends = run(runner, workdir, flags(2), befores, **FIELDS)
+    ends = run(runner, workdir, flags(2), befores, **fields)
     assert [end.code for end in ends] == [75, 75], ends
     assert re.search(r"stopped as asked after update [45] of 6, which is saved", ends[0].error)
     assert ends[1].error == ends[0].error.replace("error: ", "error: process 0 ended: ")
-    ends = run(runner, workdir, flags(2), {1: signalled(signal.SIGKILL, 1)}, **FIELDS)
+    ends = run(runner, workdir, flags(2), {1: signalled(signal.SIGKILL, 1)}, **fields)
     assert [end.code for end in ends] == [75, -signal.SIGKILL], ends
     assert "process 1 has given no sign of life" in ends[0].error
-    ends = run(runner, workdir, flags(2), {0: killed(1)}, **FIELDS)
+    ends = run(runner, workdir, flags(2), {0: killed(1)}, **fields)
     assert ends[0].code == -signal.SIGKILL, ends
     assert ends[1].code in (75, -signal.SIGABRT), ends  # jax may be faster
-    assert run(runner, workdir, flags(1), **FIELDS)[0].sha == one.sha
+    assert run(runner, workdir, flags(1), **fields)[0].sha == one.sha
 
 
 @pytest.mark.parametrize(
@@ -158,11 +159,11 @@ def test_a_workdir_is_that_of_the_first_process_if_it_has_its_mark(tmp_path):
     others.mkdir()
     for directory in (tmp_path, others):
         (directory / "config.json").write_text("{}")
-    attempt_mark.mark(others, "before")
-    attempt_mark.mark(tmp_path, "now")
+    shared_directories.mark(others, "before")
+    shared_directories.mark(tmp_path, "now")
     looks = []
-    assert attempt_mark.is_marked(tmp_path, "now", lambda: looks.append(None), 0.0)
-    assert not attempt_mark.is_marked(others, "now", lambda: looks.append(None), 0.0)
+    assert shared_directories.is_marked(tmp_path, "now", lambda: looks.append(None), 0.0)
+    assert not shared_directories.is_marked(others, "now", lambda: looks.append(None), 0.0)
     assert len(looks) == 2
 
 
@@ -173,8 +174,8 @@ def test_a_mesh_that_the_processes_cannot_share_equally_is_refused():
 
 
 def test_a_directory_that_another_process_has_made_is_seen_or_not(tmp_path):
-    assert attempt_mark.is_there(tmp_path, lambda: None, 0.0)
-    assert not attempt_mark.is_there(tmp_path / "elsewhere", lambda: None, 0.0)
+    assert shared_directories.is_there(tmp_path, lambda: None, 0.0)
+    assert not shared_directories.is_there(tmp_path / "elsewhere", lambda: None, 0.0)
 
 
 class Keys(dict):

@@ -80,6 +80,9 @@ def test_one_device_of_each_host_holds_the_copies_whole_unless_all_hosts_write()
     fields["runtime__snapshot_dir"] = "/of/all/hosts"
     shared = make_subject(config_of(**fields), num_hosts=2)
     assert memory.learner_sizes(shared) == memory.learner_sizes(parts)
+    enough = sum(memory.learner_sizes(shared).values())
+    words = fitting.sentences(whole, enough)[0]
+    assert "does not fit" in words and "; --config.runtime.snapshot_dir=DIR, which all" in words
 
 
 def test_a_published_shape_that_the_devices_of_a_sampler_cannot_share_is_refused():

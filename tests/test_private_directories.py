@@ -7,6 +7,7 @@ import shutil
 import stat
 
 import numpy as np
+import pytest
 
 from asympo_jax.runtime.private_directories import make_private_directory, remove_if_unused
 from asympo_jax.runtime.snapshots import SnapshotStore
@@ -17,7 +18,7 @@ def test_the_directory_is_private_and_goes_away(tmp_path):
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     store = SnapshotStore(directory, "abc")
     store.write(0, {"w": np.zeros(3)})
-    store.remove()
+    shutil.rmtree(directory)
     assert not directory.exists()
     lock.close()
 
@@ -53,8 +54,10 @@ def test_a_directory_whose_removal_was_cut_short_is_removed_and_no_other_one_is(
     cut, foreign, empty = (tmp_path / f"asympo-{name}" for name in ("cut", "jax", "empty"))
     for directory in (cut, foreign, empty):
         directory.mkdir()
-    for name in ("base.safetensors", "v00000007.safetensors", ".v00000008.1-of-2.safetensors.99"):
-        (cut / name).touch()
+    store = SnapshotStore(cut, "cut")
+    store.write_base({"w": np.zeros(3)})
+    store.write(7, {"w": np.zeros(3)})
+    (cut / ".v00000008.1-of-2.safetensors.99").touch()
     (foreign / "v00000007.safetensors").touch()
     (foreign / "notes.txt").touch()
     linked = tmp_path / "linked"
@@ -66,6 +69,27 @@ def test_a_directory_whose_removal_was_cut_short_is_removed_and_no_other_one_is(
         assert not cut.exists() and directory.exists()
         assert len(list(foreign.iterdir())) == 2 and empty.exists()
         assert list(linked.iterdir())
+
+
+@pytest.mark.parametrize(("name", "words"), [("notes.txt", ""), ("v00000007.safetensors", "host")])
+def test_a_lock_that_nobody_holds_does_not_make_a_directory_ours(tmp_path, name, words):
+    """It has other files as well, or is another host's, whose locks may not be seen here."""
+    directory = tmp_path / "asympo-other"
+    directory.mkdir()
+    (directory / "lock").write_text(words)
+    (directory / name).touch()
+    assert not remove_if_unused(directory)
+    assert {path.name for path in directory.iterdir()} == {"lock", name}
+
+
+def test_a_directory_that_cannot_be_locked_is_not_left(tmp_path, monkeypatch):
+    def no_locks(file, operation):
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(OSError, match="no locks"):
+        make_private_directory(str(tmp_path), "abc")
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_of_another_user_is_opened(tmp_path, monkeypatch):

@@ -209,12 +209,21 @@ def test_labels_say_what_differs_and_nothing_else(tmp_path):
     assert captions.labels(load(first, mine)) == ["asympo, arithmetic", "asympo, Largest"]
 
 
+def test_labels_are_cut_only_where_that_tells_them_apart():
+    alike = [f"asympo, lag {lag}, completion order" for lag in (0, 16)]
+    cut = ["asympo,…completion order", "a_long_…_named, lag 1600"]
+    first, second = captions.shortened(alike)
+    assert "lag 0," in first and "lag 16" in second
+    assert max(map(len, captions.shortened([f"{i}{'long' * 20}" for i in "ab"] * 2))) < 40
+    assert captions.shortened([alike[0], "a_long_objective_that_is_named, lag 1600"]) == cut
+
+
 def test_an_import_path_is_told_without_its_module_unless_two_end_alike(tmp_path):
     names = ("asympo", "mine:root", "mine:asympo", "others:asympo")
     runs = load(*(write_run(tmp_path / name, objective=name) for name in names))
     assert captions.labels(runs) == ["asympo", "root", "mine:asympo", "others:asympo"]
-    assert captions.labels(runs[1:3]) == ["root", "asympo"]
-    assert captions.title(runs[1:3]) == "root and asympo on arithmetic"
+    assert captions.labels(runs[1:3]) == ["root", "mine:asympo"], "no name of the package's"
+    assert captions.title(runs[1:3]) == "root and mine:asympo on arithmetic"
 
 
 def test_runs_are_called_by_as_much_of_the_ends_of_their_paths_as_tells_them_apart(tmp_path):

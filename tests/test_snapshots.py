@@ -178,6 +178,16 @@ def test_a_snapshot_of_a_mesh_is_read_onto_devices_array_by_array(store, tmp_pat
     assert params["embedding"].sharding.shard_shape((8, 4)) == (4, 4)
 
 
+def test_writing_gives_the_devices_nothing_to_do(store, monkeypatch):
+    """On the one core of a learner that would wait for the step at work there."""
+    params = placed(MeshShape(fsdp=2, tensor=2).make(), PARAMS)
+    monkeypatch.setattr(jax, "device_put", None)
+    with jax.transfer_guard_host_to_device("disallow"):
+        store.write(1, params)
+    monkeypatch.undo()
+    assert parameters_sha256(store.read(1)) == parameters_sha256(PARAMS)
+
+
 def test_pruning_keeps_the_versions_from_the_given_one_on_and_those_needed(store):
     for version in range(6):
         store.write(version, PARAMS)

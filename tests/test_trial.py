@@ -9,7 +9,9 @@ from asympo_jax.config import default_config, resolve
 from asympo_jax.objectives.trial import try_out
 
 OWN = """
+import jax.numpy as jnp
 from asympo_jax.objectives import Objective
+from asympo_jax.objectives.weights import asympo
 
 
 def power(batch, exponent=1.0):
@@ -28,6 +30,8 @@ undeclared = Objective("undeclared", off_policy)
 declared = Objective("declared", off_policy, needs=("behaviour",))
 branching = Objective("branching", lambda batch: power(batch) if batch.logp_BT.sum() > 0 else 0)
 reporting = Objective("reporting", power, report=lambda batch: {"a": batch.advantage_B})
+misreporting = Objective("misreporting", asympo, report=lambda batch: {"a": batch.nope})
+placed = Objective("placed", lambda batch: power(batch) * jnp.linspace(1.0, 0.1, 32)[None])
 """
 
 
@@ -50,15 +54,16 @@ def resolved(name, record=False, **options):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("unknown", {}, "(own.py, line 15: AttributeError: 'PolicyBatch' object has no attribu"),
+        ("unknown", {}, "(own.py, line 17: AttributeError: 'PolicyBatch' object has no attribu"),
         (
             "summed",
             {},
-            "(own.py: the weight of objective 'summed' has shape (257,), must be [B, T]",
+            "(own.py: the weight of objective 'summed' has shape (32,), must be [B, T] = (256",
         ),
-        ("undeclared", {}, "(own.py, line 11: TypeError: "),
-        ("good", {"exponent": "two"}, "(own.py, line 7: TypeError: "),
+        ("undeclared", {}, "(own.py, line 13: TypeError: "),
+        ("good", {"exponent": "two"}, "(own.py, line 9: TypeError: "),
         ("branching", {}, "TracerBoolConversionError: Attempted boolean conversion of traced"),
+        ("misreporting", {}, "(own.py, line 23: AttributeError: "),
         ("reporting", {}, "reports 'a' of shape (256,), must be a scalar"),
     ],
 )
@@ -75,6 +80,7 @@ def test_a_mistake_is_one_sentence_with_its_line(name, options, words):
     [
         ("good", False, {"exponent": 0.5}),
         ("declared", False, {}),
+        ("placed", False, {}),
         ("undeclared", True, {}),
         ("undeclared", True, {"kl_coefficient": 0.1}),
     ],
@@ -85,4 +91,4 @@ def test_an_objective_that_can_be_trained_with_is_taken(name, record, options):
 
 @pytest.mark.parametrize("name", objectives.names())
 def test_all_objectives_of_the_package_pass_the_same_trial(name):
-    try_out(name, objectives.make(name), num_responses=6, group_size=3)
+    try_out(name, objectives.make(name), num_responses=6, num_tokens=6, group_size=3)

@@ -12,11 +12,14 @@ import jax.numpy as jnp
 from asympo_jax.objectives.loss import policy_loss
 from asympo_jax.objectives.registry import Need, Objective
 
+_PACKAGE = pathlib.Path(__file__).parents[1]
+
 
 def try_out(
     name: str,
     objective: Objective,
     num_responses: int,
+    num_tokens: int,
     group_size: int,
     recorded: Collection[Need] = (),
 ) -> None:
@@ -26,6 +29,7 @@ def try_out(
         name: its import path.
         objective: with its options.
         num_responses: B of the batch.
+        num_tokens: T of the batch.
         group_size: G.
         recorded: log-probs that there are besides those that it needs.
 
@@ -34,8 +38,8 @@ def try_out(
             cannot be trained with.
     """
     float_B = jax.ShapeDtypeStruct((num_responses,), jnp.float32)
-    # One more than B, so that neither [B] nor [T, B] passes for what it is not.
-    shape_BT = (num_responses, num_responses + 1)
+    # Where T is B or 1, [B] or [B, 1] would pass for what it is not.
+    shape_BT = (num_responses, num_tokens + (num_tokens in (1, num_responses)))
     float_BT = jax.ShapeDtypeStruct(shape_BT, jnp.float32)
     loss = functools.partial(policy_loss, objective, group_size=group_size)
     others = {f"{need}_logp_BT": float_BT for need in {*objective.needs, *recorded}}
@@ -59,14 +63,22 @@ def try_out(
 
 
 def _place(objective: Objective, error: Exception) -> str:
-    """File of the weight and the line there that raised, if one did; empty if unknown."""
+    """The last line of the user's that was at work; else the file of the weight, if it is known."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if _is_own(frame.filename)]
+    if own:
+        return f"{pathlib.Path(own[-1].filename).name}, line {own[-1].lineno}: "
     function = objective.weight
     while isinstance(function, functools.partial):
         function = function.func
     code = getattr(inspect.unwrap(function), "__code__", None)
-    if code is None:
+    if code is None or not _is_own(code.co_filename):
         return ""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == code.co_filename]
-    line = f", line {lines[-1]}" if lines else ""
-    return f"{pathlib.Path(code.co_filename).name}{line}: "
+    return f"{pathlib.Path(code.co_filename).name}: "
+
+
+def _is_own(filename: str) -> bool:
+    """Whether a file is the user's: not this package's, and not of one that is installed."""
+    path = pathlib.Path(filename)
+    is_installed = "site-packages" in path.parts or "dist-packages" in path.parts
+    return path.is_file() and not is_installed and not path.is_relative_to(_PACKAGE)

@@ -45,7 +45,14 @@ def _of_learner(subject: Subject, available: int) -> str:
     size = sum(memory.learner_sizes(subject).values())
     if size <= available:
         return _fits("learner", size, available)
-    config, learner = subject.config, learner_that_fits(subject, available)
+    config = subject.config
+    if subject.num_hosts > 1 and config.snapshot_dir is None:
+        shared = dataclasses.replace(config, snapshot_dir="DIR")
+        needed = sum(memory.learner_sizes(dataclasses.replace(subject, config=shared)).values())
+        if needed <= available:
+            would = _would("--config.runtime.snapshot_dir=DIR, which all hosts share,", needed)
+            return f"{_too_large('learner', size, available)}; {would}"
+    learner = learner_that_fits(subject, available)
     if learner is not None:
         needed = sum(memory.learner_sizes(subject, learner).values())
         changed = _flags("learner", config.learner, learner)

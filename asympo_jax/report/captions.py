@@ -1,10 +1,13 @@
 """What runs are called and how they are coloured, the same in every picture."""
 
 import collections
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from asympo_jax.report.records import Run
+
+_HEADS, _TAIL = (7, 14, 21), 16  # characters that are kept of a long label
 
 # The Okabe-Ito colours, which the colour-blind can tell apart, but for its pale yellow.
 _BLUE, _VERMILLION, _GREEN, _ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
@@ -96,6 +99,19 @@ def labels(runs: Sequence[Run]) -> list[str]:
     return found if len(set(found)) == len(found) else [run.name for run in runs]
 
 
+def shortened(labels: Sequence[str]) -> list[str]:
+    """Labels that fit beside a panel, cut in their middles no more than tells them apart."""
+    cut: list[str] = []
+    for head in _HEADS:
+        cut = [
+            label if len(label) <= head + 1 + _TAIL else f"{label[:head]}…{label[-_TAIL:]}"
+            for label in labels
+        ]
+        if len(set(cut)) == len(set(labels)):
+            break
+    return cut
+
+
 def title(runs: Sequence[Run]) -> str:
     """Which objectives on which tasks."""
     names = list(dict.fromkeys(_short([run.settings["objective.name"] for run in runs])))
@@ -121,9 +137,10 @@ def subtitle(runs: Sequence[Run]) -> str:
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    """Import paths without their modules, unless two of them would then be called the same."""
+    """Import paths without their modules, unless that is the name of something else, too."""
     last = {name: name.rpartition(":")[2] for name in names}
-    counts = collections.Counter(last.values())
+    of_package = itertools.chain(*FAMILIES.values())
+    counts = collections.Counter([*last.values(), *of_package])
     return [last[name] if counts[last[name]] == 1 else name for name in names]
 
 

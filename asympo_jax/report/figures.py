@@ -32,7 +32,6 @@ if TYPE_CHECKING:  # matplotlib is slow to load
 
 _WIDTH, _HEIGHT, _DPI = 10.7, 7.4, 150
 _DPI_ALONE = 150
-_LABEL_HEAD, _LABEL_TAIL = 7, 16  # characters that are kept of a long label
 _SPEED = "throughput/trained_tokens_per_s"
 
 _POSITIVE, _NEGATIVE = "-", (0, (3.5, 1.6))
@@ -91,9 +90,9 @@ def _lines(runs: Sequence[Run]) -> list[_Line]:
     """Runs with what they look like."""
     window, faintness = _window(runs), 0.3 if len(runs) <= 2 else 0.15
     return [
-        _Line(run, _cut(label), colour, window, faintness)
+        _Line(run, label, colour, window, faintness)
         for run, label, colour in zip(
-            runs, captions.labels(runs), captions.colours(runs), strict=True
+            runs, captions.shortened(captions.labels(runs)), captions.colours(runs), strict=True
         )
     ]
 
@@ -267,13 +266,6 @@ def _window(runs: Sequence[Run]) -> int:
     """Updates that a moving mean takes in: a twentieth of the longest run, odd."""
     longest = max(run.update for run in runs)
     return 1 + 2 * min(10, longest // 40)
-
-
-def _cut(label: str) -> str:
-    """A label that fits beside a panel; names differ at their ends more often than within."""
-    if len(label) <= _LABEL_HEAD + 1 + _LABEL_TAIL:
-        return label
-    return f"{label[:_LABEL_HEAD]}…{label[-_LABEL_TAIL:]}"
 
 
 _PAINTERS: dict[str, Callable[["Axes", Sequence[_Line]], None]] = {

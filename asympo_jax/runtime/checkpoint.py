@@ -115,8 +115,8 @@ class Checkpointer:
             return
         snapshots: dict[str, Any] = {"none": np.zeros(1)}  # Orbax takes no empty item
         if store is not None:
-            wanted = [version for version in store.versions() if version in versions]
-            snapshots = {str(version): store.read(version) for version in wanted}
+            found = [version for version in sorted(versions) if store.has(version)]
+            snapshots = {str(version): store.read(version) for version in found}
         update = int(state.update)
         if state.base is not None and self._saved_base_sha256 is None:
             self._saved_base_sha256 = parameters_sha256(state.base)

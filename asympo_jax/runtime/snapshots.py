@@ -1,9 +1,9 @@
 """Immutable, versioned snapshots of the parameters in files that samplers read.
 
 A snapshot is one safetensors file whose metadata is its manifest: run, version, checksum. It is
-written beside its name and renamed, so a reader sees all of it or nothing. Where parameters lie on
-devices of several processes, each of these has a file of its own, whose name says of how many: a
-snapshot is whole once all are there.
+written beside its name and renamed, so a reader sees all of it or nothing. Several processes that
+write together have a file each, whose name says of how many: a snapshot is whole once all are
+there.
 """
 
 import collections
@@ -11,7 +11,6 @@ import hashlib
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -54,6 +53,11 @@ class SnapshotStore:
             version, or reads what so many have written; 1 if the first one writes all of it.
         written: (name, bytes) -> bytes; told of each file that is one of several, it waits in the
             first process for those of the others and returns the bytes of all.
+
+    Attributes:
+        directory: where the files are.
+        run_id: identity of the run.
+        num_parts: files of a version that several processes write.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class SnapshotStore:
 
         Raises:
             SnapshotRefused: it cannot be written.
+            Stalled: another process did not write its part in time; see `Lockstep.written`.
         """
         return self._write(version, params, has_base=str(self._has_base))
 
@@ -132,18 +137,18 @@ class SnapshotStore:
             if version < oldest_kept and version not in needed:
                 path.unlink()
 
+    def has(self, version: int) -> bool:
+        """Whether all parts of a version are there."""
+        return all(path.exists() for path in self._paths(version))
+
     def versions(self) -> list[int]:
-        """Versions of which all parts are there, ascending."""
+        """Versions of which all parts are listed, ascending; a shared directory may list late."""
         found = collections.Counter((version, parts) for _, version, parts in self._files())
         return sorted(version for (version, parts), count in found.items() if count == parts)
 
     def files(self, version: int) -> list[pathlib.Path]:
         """The files that a reader of a version needs, those of its base included."""
         return (self._paths(None) if self._has_base else []) + self._paths(version)
-
-    def remove(self) -> None:
-        """Deletes the directory."""
-        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _write(self, version: int | None, params: Any, **metadata: str) -> int:
         """Writes what this process has to of a version, or of the base if None."""

@@ -213,8 +213,9 @@ def _together(
 def _on_host(x: Any) -> np.ndarray:
     """The array on the host, for as long as the caller has it."""
     if isinstance(x, jax.Array):
-        # What jax brings to the host it keeps with the array: so it is a copy that is brought.
-        x = jax.device_put(x, x.sharding, may_alias=False)
+        # What jax brings to the host it keeps with the array: so it is another one with the same
+        # buffer that is brought. A copy on the device would wait for the step at work there.
+        x = jax.make_array_from_single_device_arrays(x.shape, x.sharding, [x])
     return np.asarray(x)
 
 

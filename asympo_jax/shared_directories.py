@@ -37,7 +37,13 @@ def is_marked(
 
 
 def is_there(directory: pathlib.Path, check: Callable[[], None], seen_s: float = _SEEN_S) -> bool:
-    """Whether a directory that another process has just made is there; arguments as above."""
+    """Whether a directory that another process has just made is there.
+
+    Args:
+        directory: as that process called it.
+        check: called now and then; raises to end the wait.
+        seen_s: seconds in which it may come.
+    """
     return _is_seen(directory.is_dir, check, seen_s)
 
 
