@@ -3,6 +3,7 @@
 import re
 import signal
 import socket
+import threading
 from typing import Any
 
 import jax
@@ -13,10 +14,12 @@ from tiny_runs import cut_back
 from asympo_jax import shared_directories
 from asympo_jax.cluster import Cluster
 from asympo_jax.endings import InUse
+from asympo_jax.following import _Writing
 from asympo_jax.hosts import joined
 from asympo_jax.models.sharding import MeshShape
 from asympo_jax.runtime.leases import Stalled
 from asympo_jax.runtime.lockstep import Ended, Lockstep
+from asympo_jax.runtime.snapshots import SnapshotRefused
 
 # The time to save is for a machine that is at other work, too.
 FIELDS: dict[str, Any] = {
@@ -215,6 +218,36 @@ def test_the_first_process_waits_for_what_all_others_write():
         assert [of.written(name, 10 + i, 1.0) for i, of in enumerate((third, second))] == [10, 11]
         assert first.written(name, 3, 1.0) == 24
     assert not keys, "nothing is kept"
+
+
+class FullDisk:
+    """A store that refuses version 1 once the parameters of version 2 are copied."""
+
+    def __init__(self):
+        self.is_next_copied = threading.Event()
+        self.asked = []
+
+    def copied(self, version):
+        if version > 1:
+            self.is_next_copied.set()
+        return version
+
+    def write(self, version, params):
+        self.asked.append((version, params))
+        assert self.is_next_copied.wait(60)
+        raise SnapshotRefused("no space left")
+
+
+def test_a_process_that_cannot_write_its_part_of_a_snapshot_says_so_at_the_next_one():
+    store: Any = FullDisk()
+    writing = _Writing(store)
+    writing.hand_over(1, 1)
+    writing.check()
+    with pytest.raises(SnapshotRefused, match="no space left"):
+        writing.hand_over(2, 2)
+    with pytest.raises(SnapshotRefused, match="no space left"):
+        writing.check()
+    assert store.asked == [(1, 1)]
 
 
 def test_a_process_with_no_other_announces_nothing():

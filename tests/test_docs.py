@@ -7,6 +7,7 @@ import io
 import pathlib
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -121,6 +122,18 @@ def hf_dir(tmp_path_factory):
     return directory
 
 
+@pytest.fixture
+def my_tasks(tmp_path, monkeypatch):
+    """The file of that name that the README has, which another page goes on from."""
+    sources = [block.values[0] for block in blocks("python")]
+    (source,) = (source for source in sources if "class Largest(" in source)
+    (tmp_path / "my_tasks.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("my_tasks", None)
+
+
+@pytest.mark.usefixtures("my_tasks")
 @pytest.mark.parametrize("source", blocks("python"))
 def test_a_block_of_python_runs(source, hf_dir, tmp_path):
     names = {name: jnp.asarray(value) for name, value in PROVIDED.items()}
