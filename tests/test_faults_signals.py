@@ -314,6 +314,13 @@ def test_a_process_that_ends_by_itself_removes_what_a_killed_learner_left(tmp_pa
     assert waits == [True] and not directory.exists()
 
 
+def test_a_directory_that_is_refused_is_not_written_to(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"notes\.txt"):
+        training.prepare(resolve(default_config()), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_who_stops_a_run_is_told_whether_it_begins_anew(tmp_path):
     fields = {**TINY, "runtime.name": "sync", "runtime.snapshot_dir": str(tmp_path / "snapshots")}
     config = default_config()
