@@ -40,11 +40,13 @@ RUNS: dict[str, dict[str, Any]] = {
     "64, lag 0": {"lag": 0},
     "64, lag 1": {"lag": 1},
     "64, lag 4": {"lag": 4},
+    "64, lag 8": {"lag": 8},
     "64, lag 2, 2 samplers": {"lag": 2, "sampler.count": 2},
     "64, lag 2, 2 samplers, completion": {"lag": 2, "sampler.count": 2, "order": "completion"},
     "64, lag 2, evaluated": {"lag": 2, **_EVALUATED},
     "128, lag 2": {"lag": 2},
     "128, lag 0": {"lag": 0},
+    "128, lag 8": {"lag": 8},
     "128, lag 4, 2 samplers": {"lag": 4, "sampler.count": 2},
 }
 
