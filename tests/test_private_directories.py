@@ -71,12 +71,15 @@ def test_a_directory_whose_removal_was_cut_short_is_removed_and_no_other_one_is(
         assert list(linked.iterdir())
 
 
-@pytest.mark.parametrize(("name", "words"), [("notes.txt", ""), ("v00000007.safetensors", "host")])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("notes.txt", b""), ("v00000007.safetensors", b"host"), ("base.safetensors", b"\xff")],
+)
 def test_a_lock_that_nobody_holds_does_not_make_a_directory_ours(tmp_path, name, words):
     """It has other files as well, or is another host's, whose locks may not be seen here."""
     directory = tmp_path / "asympo-other"
     directory.mkdir()
-    (directory / "lock").write_text(words)
+    (directory / "lock").write_bytes(words)
     (directory / name).touch()
     assert not remove_if_unused(directory)
     assert {path.name for path in directory.iterdir()} == {"lock", name}

@@ -81,7 +81,7 @@ def remove_if_unused(directory: pathlib.Path) -> bool:
         lock = os.open(directory / _LOCK, flags, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.read(lock, _MAX_HOST).decode() not in ("", platform.node()):
+            if os.read(lock, _MAX_HOST).decode(errors="replace") not in ("", platform.node()):
                 return False
             # The lock goes last: what is left by an end in between is found again.
             if CLUSTER in names:
