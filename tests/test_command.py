@@ -18,6 +18,7 @@ from asympo_jax import run_names, workdirs
 from asympo_jax.config import default_config, resolve
 
 PACKAGE = pathlib.Path(asympo_jax.__file__).parent
+TESTS = pathlib.Path(__file__).parent
 # Programs that `train` starts itself.
 ROLES = {"sample", "evaluate_snapshots"}
 
@@ -82,7 +83,7 @@ def test_the_help_of_a_verb_has_an_example_all_flags_in_words_and_the_exit_codes
     ("option", "word"), [([], "must be an asympo_jax.objectives.Objective"), (["-P"], "No module")]
 )
 def test_the_installed_command_finds_modules_as_python_m_does(tmp_path, option, word):
-    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    project = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())
     module, function = project["project"]["scripts"]["asympo"].split(":")
     script = tmp_path / "bin" / "asympo"
     script.parent.mkdir()
