@@ -205,7 +205,9 @@ class _Run:
 
             def check_saved() -> None:
                 checkpointer.check()
-                if interrupts.advice() == interrupts.BEGINS_ANEW:
+                # Of which the manager knows since it has begun, and the directory when it is whole.
+                is_begun = checkpointer.latest() is not None
+                if is_begun and interrupts.advice() == interrupts.BEGINS_ANEW:
                     _advise(self.workdir)
 
             stack.callback(publisher.close, _STOP_TIMEOUT_S)
